@@ -1,0 +1,114 @@
+"""The sections of a recipe that belong to no axis: lean, memory, trainer; and the ones that group methods."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from longspan.attention import AttentionMethod, FullAttention
+from longspan.ffn import DenseFeedForward, FeedForwardMethod
+from longspan.registry import Bool, Config, Float, Int, choose, one_of
+from longspan.updates import AdamW, UpdateEngine, UpdateTransform
+
+# Parts of `lean` that this version has; the others are accepted and listed by Recipe.unavailable().
+LEAN_AVAILABLE = frozenset({"loss", "keep_logits"})
+
+RECOMPUTE = ("none", "layer")
+RECOMPUTE_LATER = ("mlp", "mlp+qkv", "auto")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class AttentionSection(Config):
+    """Which pairs attend while training, while reading a prompt, and while generating."""
+
+    train: Annotated[SerializeAsAny[AttentionMethod], one_of("attention", "train")] = FullAttention()
+    prefill: Annotated[SerializeAsAny[AttentionMethod], one_of("attention", "prefill")] = FullAttention()
+    decode: Annotated[SerializeAsAny[AttentionMethod], one_of("attention", "decode")] = FullAttention()
+
+
+class FeedForwardSection(Config):
+    """Which weight blocks are computed while training and while evaluating."""
+
+    train: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn", "train")] = DenseFeedForward()
+    eval: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn", "eval")] = DenseFeedForward()
+
+
+def _none_yet(what: str) -> Any:
+    def check(given: Any) -> Any:
+        if given:
+            raise ValueError(f"{what} are not available yet; leave the list empty, not {given!r}")
+        return given
+
+    return check
+
+
+class UpdateSection(Config):
+    """Which parameters change, and how: one engine, then transforms, groups and hooks in order."""
+
+    engine: Annotated[SerializeAsAny[UpdateEngine], one_of("update_engine")] = AdamW()
+    transforms: tuple[Annotated[SerializeAsAny[UpdateTransform], one_of("update_transform")], ...] = ()
+    groups: tuple[Any, ...] = ()
+    hooks: tuple[Any, ...] = ()
+
+    _groups = field_validator("groups")(_none_yet("parameter groups"))
+    _hooks = field_validator("hooks")(_none_yet("update hooks"))
+
+
+class LeanSection(Config):
+    """Which lean parts replace Hugging Face's; ``keep_logits`` returns logits beside the training loss."""
+
+    norm: Bool = True
+    mlp: Bool = True
+    rope: Bool = True
+    lora: Bool = True
+    loss: Bool = True
+    keep_logits: Bool = False
+
+
+class MemorySection(Config):
+    """Memory against time: what is computed again in the backward pass, what leaves the device, a budget."""
+
+    recompute: str = "none"
+    offload: str = "none"
+    budget: Any = None
+
+    @field_validator("recompute")
+    @classmethod
+    def _recompute(cls, name: str) -> str:
+        return choose("recompute", name, RECOMPUTE, RECOMPUTE_LATER)
+
+    @field_validator("offload")
+    @classmethod
+    def _offload(cls, name: str) -> str:
+        return choose("offload", name, ("none",), ("cpu",))
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, given: Any) -> Any:
+        if given is not None:
+            raise ValueError(f"a memory budget is not available yet; leave it null, not {given!r}")
+        return given
+
+
+class TrainerSection(Config):
+    """The loop. A step is ``accumulate`` batches of ``batch`` rows; ``output`` is the run's folder.
+
+    ``warmup`` counts steps. ``clip`` bounds the gradient norm, 0 turns it off. ``save_every`` 0 saves at the
+    end only.
+    """
+
+    steps: Int = Field(default=100, ge=1)
+    batch: Int = Field(default=1, ge=1)
+    accumulate: Int = Field(default=1, ge=1)
+    schedule: str = "constant"
+    warmup: Int = Field(default=0, ge=0)
+    clip: Float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    log_every: Int = Field(default=1, ge=1)
+    save_every: Int = Field(default=0, ge=0)
+    output: Annotated[str, Field(min_length=1)] = "runs/demo"
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, name: str) -> str:
+        return choose("schedule", name, SCHEDULES)
