@@ -179,7 +179,8 @@ def _resolve(axis: str, phase: str | None, given: Any) -> Method:
     else:
         if not isinstance(given, dict) or "method" not in given:
             raise ValueError(
-                f"must be a mapping with the key 'method', not {given!r}; available: {', '.join(available(axis))}"
+                f"must be a mapping with the key 'method', not {given!r}; available: "
+                f"{', '.join(available(axis))}"
             )
         config = lookup(axis, given["method"]).model_validate(given)
     phases = getattr(config, "phases", None)

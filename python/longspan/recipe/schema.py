@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from longspan import folders
 from longspan.adapters import AdapterMethod, LoraAdapter
 from longspan.data.config import DataConfig
 from longspan.objectives import Objective, SupervisedFineTuning
@@ -28,9 +29,11 @@ from longspan.tokens import AllTokens, TokenMethod
 
 
 class Recipe(Config):
-    """A whole training run in one immutable object; ``Recipe.model_validate(dict)`` or ``Recipe.from_yaml(path)``.
+    """A whole training run in one immutable object; ``Recipe.model_validate(dict)`` or
+    ``Recipe.from_yaml(path)``.
 
-    Raises :class:`RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right one.
+    Raises :class:`RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right
+    one.
     """
 
     model: str = Field(default="demo", min_length=1)
@@ -86,11 +89,14 @@ class Recipe(Config):
         """The whole recipe, defaults included, as YAML text; also written to ``path`` if one is given."""
         text = yaml_io.dump(self.model_dump(mode="json"))
         if path is not None:
-            yaml_io.write(path, text)
+            path = Path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folders.write_file(path, text)
         return text
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with dotted keys changed: ``recipe.replace({"trainer.steps": 10})``. Checked like any recipe.
+        """A copy with dotted keys changed: ``recipe.replace({"trainer.steps": 10})``. Checked like any
+        recipe.
 
         A mapping with another ``method`` replaces the whole method; other values replace one key.
         """
@@ -107,7 +113,9 @@ class Recipe(Config):
         return type(self).model_validate(data)
 
     def unavailable(self) -> list[str]:
-        """What the recipe asks for, by default or by name, that this version leaves to Hugging Face's modules."""
+        """What the recipe asks for, by default or by name, that this version leaves to Hugging Face's
+        modules.
+        """
         return [
             f"lean.{name} is not available yet: the model's own module runs"
             for name, wanted in self.lean.model_dump().items()

@@ -1,8 +1,9 @@
-"""YAML in and out: numbers as YAML 1.2 has them, a duplicate key is an error, files appear whole or not at all."""
+"""YAML in and out: numbers as YAML 1.2 has them, a duplicate key is an error, files appear whole or not at
+all.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,3 @@ def read(path: str | Path) -> dict[str, Any]:
 def dump(data: dict[str, Any]) -> str:
     """YAML text in the order of ``data``."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-
-
-def write(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a synced temporary file beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
