@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,3 +20,18 @@ class LinearInterpolation(PositionMethod):
 
     method: Literal["linear"] = "linear"
     factor: Float = Field(ge=1.0, allow_inf_nan=False)
+
+    def rescale(self, rope: dict[str, Any]) -> dict[str, Any]:
+        """The same angles slowed down by ``factor``; composes with rope types default and linear only."""
+        kind = rope.get("rope_type", "default")
+        if kind not in ("default", "linear"):
+            raise ValueError(
+                f"positions method 'linear' does not compose with the model's rope type {kind!r}; "
+                "it composes with 'default' and 'linear'; set positions: {method: none}"
+            )
+        existing = float(rope.get("factor") or 1.0) if kind == "linear" else 1.0
+        return {**rope, "rope_type": "linear", "factor": existing * self.factor}
+
+    def stretch(self) -> float:
+        """The factor."""
+        return self.factor

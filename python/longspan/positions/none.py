@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from longspan.positions.base import PositionMethod
 from longspan.registry import register
@@ -13,3 +13,7 @@ class NoRescaling(PositionMethod):
     """Leave the model's rotary angles alone."""
 
     method: Literal["none"] = "none"
+
+    def rescale(self, rope: dict[str, Any]) -> None:
+        """Nothing changes."""
+        return

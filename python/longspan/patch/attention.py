@@ -1,0 +1,200 @@
+"""Give one model the attention engine, and take it away again."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from longspan import ops
+from longspan.patch import backend, probe
+from longspan.patch.backend import OPTIONS, AttentionOptions, Observed
+from longspan.recipe import Recipe
+
+# Where attention modules keep their dropout probability.
+_DROPOUTS = ("attention_dropout", "attn_dropout", "attn_pdrop", "dropout")
+
+
+@dataclass
+class AttentionPatch:
+    """What was changed: the config objects of the model before (``originals``) and their private copies."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    originals: list[Any] = field(default_factory=list)
+    privates: list[Any] = field(default_factory=list)
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+
+
+def install(root: nn.Module, model: Any, recipe: Recipe, expected: Tensor) -> AttentionPatch:
+    """Switch ``model`` to the engine with the recipe's patterns; ``root`` is the model or what wraps it
+    (PEFT).
+
+    ``expected`` [1, tokens, V] are the logits of :func:`probe.trial` before. Raises ``ValueError`` when the
+    model does not take an attention backend, asks for something that the engine does not serve, or scores
+    differently.
+    """
+    _refuse_class(model)
+    backend.register()
+    done = AttentionPatch()
+    try:
+        _privatise_configs(root, model, done)
+        model.set_attn_implementation(backend.NAME)
+        modules = _observe(model, expected)
+        names = {id(module): name for name, module in model.named_modules()}
+        options = _options(recipe)
+        for module in modules:
+            path = names[id(module)]
+            _refuse_dropout(path, module)
+            setattr(module, OPTIONS, replace(options, path=path))
+            done.paths[path] = _describe(options)
+    except BaseException:
+        remove(root, done)
+        raise
+    return done
+
+
+def remove(root: nn.Module, done: AttentionPatch) -> None:
+    """Undo :func:`install`; settings changed on ``model.config`` since then are kept."""
+    for module in root.modules():
+        if OPTIONS in module.__dict__:
+            delattr(module, OPTIONS)
+    for original, private, snapshot in zip(done.originals, done.privates, done.snapshots, strict=True):
+        for name, value in vars(private).items():
+            changed = name not in snapshot or not _same(snapshot[name], value)
+            if changed and name not in ("_attn_implementation_internal", *_sub_configs(private)):
+                setattr(original, name, value)
+        # Wrappers around the model (PeftModel) may still hold the copy.
+        private._attn_implementation_internal = original._attn_implementation_internal
+    back = {id(private): original for private, original in zip(done.privates, done.originals, strict=True)}
+    _rebind(root, back)
+    done.originals, done.privates, done.snapshots = [], [], []
+
+
+def _same(before: Any, now: Any) -> bool:
+    return type(before) is type(now) and bool(before == now)
+
+
+def _sub_configs(config: Any) -> tuple[str, ...]:
+    return tuple(getattr(config, "sub_configs", None) or ())
+
+
+def _refuse_class(model: Any) -> None:
+    name = type(model).__name__
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder; longspan serves causal (decoder-only) language models"
+        )
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{name} joins several models ({', '.join(_sub_configs(config))}); patch a text-only model"
+        )
+    if getattr(config, "is_causal", True) is False:
+        raise ValueError(f"{name} has config.is_causal=False; bidirectional attention is not served")
+    if getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False):
+        raise ValueError(f"{name} uses ALiBi, which longspan's attention engine does not serve")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "chunked_attention" in kinds or getattr(config, "attention_chunk_size", None):
+        raise ValueError(f"{name} uses chunked attention (config.attention_chunk_size), which is not served")
+    if not model._can_set_attn_implementation() or not model.is_backend_compatible():
+        raise ValueError(
+            f"{name} does not take an attention backend from transformers' AttentionInterface, "
+            "so longspan cannot serve its attention"
+        )
+
+
+def _privatise_configs(root: nn.Module, model: Any, done: AttentionPatch) -> None:
+    """The backend's name lives in the config object, which several models may share: give this one its
+    own.
+    """
+    memo: dict[int, Any] = {}
+    copy.deepcopy(model.config, memo)
+    chain = [model.config, *(getattr(model.config, name) for name in _sub_configs(model.config))]
+    done.originals = [config for config in chain if config is not None]
+    done.privates = [memo[id(config)] for config in done.originals]
+    done.snapshots = [copy.deepcopy(vars(config)) for config in done.originals]
+    _rebind(root, {id(old): new for old, new in zip(done.originals, done.privates, strict=True)})
+
+
+def _rebind(root: nn.Module, mapping: dict[int, Any]) -> None:
+    for module in root.modules():
+        for name, value in list(module.__dict__.items()):
+            if id(value) in mapping:
+                object.__setattr__(module, name, mapping[id(value)])
+
+
+def _observe(model: nn.Module, expected: Tensor) -> list[nn.Module]:
+    """The attention modules, in order, found by running the model with full attention and compared with
+    before.
+    """
+    observed = Observed()
+    full = ops.AttentionPattern.full()
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            setattr(module, OPTIONS, AttentionOptions(path, full, full, full, observed))
+    try:
+        logits = probe.trial(model).logits
+    finally:
+        for module in model.modules():
+            module.__dict__.pop(OPTIONS, None)
+    name = type(model).__name__
+    if not observed.modules:
+        raise ValueError(f"{name} never calls its attention backend, so longspan cannot serve its attention")
+    if observed.extra:
+        extra = ", ".join(f"{key} ({kind})" for key, kind in observed.extra.items())
+        raise ValueError(
+            f"{name} gives its attention {extra}, which longspan's attention engine does not know"
+        )
+    fits, error = probe.agree(logits, expected)
+    if not fits:
+        raise ValueError(
+            f"{name} scores differently with longspan's attention engine (relative difference {error:.1e} on "
+            f"{probe.TOKENS} tokens), so it does something that the engine does not know; it is not served"
+        )
+    return list(dict.fromkeys(observed.modules))
+
+
+def _options(recipe: Recipe) -> AttentionOptions:
+    """Patterns for the recipe; a group size that follows from the length is fixed here, once."""
+    length = recipe.data.length
+    section = recipe.attention
+    train, prefill, decode = (
+        method.pattern(length) for method in (section.train, section.prefill, section.decode)
+    )
+    return AttentionOptions("", train, prefill, decode)
+
+
+def _refuse_dropout(path: str, module: nn.Module) -> None:
+    for name in _DROPOUTS:
+        value = getattr(module, name, 0.0)
+        p = value.p if isinstance(value, nn.Dropout) else value
+        if isinstance(p, float) and p > 0:
+            raise ValueError(
+                f"{path}: attention dropout {p} ({name}) is not served; set it to 0 in the model's config "
+                "before the model is built, or on the module"
+            )
+
+
+def _describe(options: AttentionOptions) -> str:
+    train, prefill, decode = map(_short, (options.train, options.prefill, options.decode))
+    inference = (
+        f"{prefill} in prefill and decode"
+        if prefill == decode
+        else f"{prefill} in prefill, {decode} in decode"
+    )
+    return (
+        f"attention: {train}"
+        if train == prefill == decode
+        else f"attention: {train} in training, {inference}"
+    )
+
+
+def _short(pattern: ops.AttentionPattern) -> str:
+    return (
+        repr(pattern)
+        .removeprefix("AttentionPattern.")
+        .replace("(causal=True)", "")
+        .replace("causal=True, ", "")
+    )
