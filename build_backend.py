@@ -1,0 +1,47 @@
+"""In-tree PEP 517 backend: setuptools, plus torch as a build requirement only where no torch headers are found.
+
+pip keeps the target environment's site-packages visible through `sysconfig` in its isolated builds, so a torch that is
+installed is found there and nothing is downloaded twice. Other front ends isolate fully: set LONGSPAN_TORCH_ROOT to the
+installed `torch` folder, or let them fetch torch for its headers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools.build_meta import (  # noqa: F401 - the hooks that a PEP 517 front end calls
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+from setuptools.build_meta import get_requires_for_build_editable as _requires_editable
+from setuptools.build_meta import get_requires_for_build_wheel as _requires_wheel
+
+TORCH_REQUIREMENT = "torch>=2.10"
+
+
+def find_torch_root() -> Path | None:
+    """The folder of a torch package with the ABI-stable headers, or None."""
+    named = os.environ.get("LONGSPAN_TORCH_ROOT")
+    folders = [Path(named)] if named else []
+    folders += [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]
+    folders += [Path(entry) / "torch" for entry in sys.path if entry]
+    return next((f for f in folders if (f / "include" / "torch" / "csrc" / "stable").is_dir()), None)
+
+
+def _with_torch(requirements: list[str]) -> list[str]:
+    return requirements if find_torch_root() else [*requirements, TORCH_REQUIREMENT]
+
+
+def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
+    return _with_torch(_requires_wheel(config_settings))
+
+
+def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
+    return _with_torch(_requires_editable(config_settings))

@@ -1,0 +1,92 @@
+#include "host/array.h"
+
+#include "host/dlpack.h"
+
+namespace longspan::host {
+namespace {
+
+std::string dtype_name(const DLDataType& dtype) {
+  const std::string bits = std::to_string(dtype.bits);
+  switch (dtype.code) {
+    case 0: return "int" + bits;
+    case 1: return "uint" + bits;
+    case 2: return "float" + bits;
+    case 4: return "bfloat" + bits;
+    default: return "dtype code " + std::to_string(dtype.code);
+  }
+}
+
+Array from_dlpack(const py::handle& object, const std::string& name) {
+  py::object capsule = object.attr("__dlpack__")();
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  if (!managed) throw py::error_already_set();
+  const DLTensor& t = managed->dl_tensor;
+  if (t.device.device_type != 1)
+    throw py::value_error(name + " is on DLPack device type " + std::to_string(t.device.device_type) +
+                          "; this kernel takes arrays in CPU memory (device type 1)");
+  Array out;
+  out.data = static_cast<char*>(t.data) + t.byte_offset;
+  out.dtype = dtype_name(t.dtype);
+  out.shape.assign(t.shape, t.shape + t.ndim);
+  out.strides.resize(t.ndim);
+  int64_t running = 1;
+  for (int i = t.ndim - 1; i >= 0; running *= t.shape[i--]) out.strides[i] = t.strides ? t.strides[i] : running;
+  out.owner = capsule;  // an unconsumed capsule frees its tensor when it dies
+  return out;
+}
+
+Array from_buffer(const py::handle& object) {
+  py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request();
+  Array out;
+  const char kind = info.format.empty() ? '?' : info.format.back();
+  const std::string bits = std::to_string(info.itemsize * 8);
+  const std::string base = std::string("fdeg").find(kind) != std::string::npos    ? "float"
+                           : std::string("bhilq").find(kind) != std::string::npos ? "int"
+                                                                                  : "uint";
+  out.dtype = base + bits;
+  out.data = info.ptr;
+  out.shape.assign(info.shape.begin(), info.shape.end());
+  for (auto bytes : info.strides) out.strides.push_back(bytes / info.itemsize);
+  out.owner = py::reinterpret_borrow<py::object>(object);
+  return out;
+}
+
+}  // namespace
+
+bool Array::contiguous() const {
+  int64_t running = 1;
+  for (size_t i = shape.size(); i-- > 0; running *= shape[i])
+    if (shape[i] > 1 && strides[i] != running) return false;
+  return true;
+}
+
+Array borrow(const py::handle& object, const std::string& name) {
+  if (PyObject_CheckBuffer(object.ptr())) return from_buffer(object);
+  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name);
+  throw py::type_error(name + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+                       "; give an array that speaks DLPack or the buffer protocol (NumPy, torch, JAX, CuPy)");
+}
+
+Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims) {
+  Array out = borrow(object, name);
+  if (out.dtype != dtype || out.shape.size() != dims)
+    throw py::value_error(name + " is " + out.dtype + " with " + std::to_string(out.shape.size()) +
+                          " dimensions; it must be " + dtype + " with " + std::to_string(dims));
+  return out;
+}
+
+kernels::DType dtype_of(const Array& array, const std::string& name) {
+  if (array.dtype == "float32") return kernels::DType::kFloat32;
+  if (array.dtype == "float64") return kernels::DType::kFloat64;
+  if (array.dtype == "bfloat16") return kernels::DType::kBFloat16;
+  throw py::value_error(name + " is " + array.dtype + "; allowed: float32, float64, bfloat16");
+}
+
+py::array new_array(kernels::DType dtype, const std::vector<int64_t>& shape) {
+  const char* name = dtype == kernels::DType::kFloat64   ? "float64"
+                     : dtype == kernels::DType::kFloat32 ? "float32"
+                                                         : "uint16";
+  return py::array(py::dtype(name), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
+
+}  // namespace longspan::host

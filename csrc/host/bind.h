@@ -1,0 +1,9 @@
+#pragma once
+// One function a kernel family; module.cpp calls them all.
+#include <pybind11/pybind11.h>
+
+namespace longspan::host {
+
+void bind_attention(pybind11::module_& m);
+
+}  // namespace longspan::host

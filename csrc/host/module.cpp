@@ -1,0 +1,18 @@
+// The pybind11 module longspan._host: every kernel entry point on plain arrays, without torch.
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+
+#include "host/bind.h"
+#include "kernels/common/isa.h"
+
+PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
+  m.doc() = "longspan's kernels on arrays that speak DLPack or the buffer protocol";
+  m.attr("built_for") = PY_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.def(
+      "instruction_set",
+      [] { return longspan::kernels::isa_name(longspan::kernels::select_isa(std::getenv("LONGSPAN_ISA"))); },
+      "The instruction set that kernels use; the environment variable LONGSPAN_ISA overrides the choice.");
+  longspan::host::bind_attention(m);
+}

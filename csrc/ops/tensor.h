@@ -1,0 +1,84 @@
+#pragma once
+// Between torch's ABI-stable tensors and the kernels' plain views. Only csrc/ops includes torch.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <optional>
+#include <vector>
+
+#include "kernels/common/context.h"
+
+namespace longspan::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline kernels::DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return kernels::DType::kFloat32;
+    case ScalarType::Double: return kernels::DType::kFloat64;
+    case ScalarType::BFloat16: return kernels::DType::kBFloat16;
+    default: STD_TORCH_CHECK(false, "longspan: dtype must be float32, float64 or bfloat16");
+  }
+  return kernels::DType::kFloat32;
+}
+
+inline ScalarType statistics_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+/// The view's strides are the tensor's; the last dimension must be contiguous.
+template <int N>
+kernels::View<N> view_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == N, "longspan: a tensor has the wrong number of dimensions");
+  STD_TORCH_CHECK(x.size(N - 1) <= 1 || x.stride(N - 1) == 1, "longspan: the last dimension must be contiguous");
+  kernels::View<N> out;
+  out.data = const_cast<void*>(x.const_data_ptr());
+  out.dtype = dtype_of(x);
+  for (int i = 0; i < N; ++i) out.size[i] = x.size(i), out.stride[i] = x.stride(i);
+  return out;
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
+
+/// Runs kernels on torch's thread pool and in torch's memory; scratch lives as long as this object.
+class TorchContext {
+ public:
+  explicit TorchContext(const Tensor& like) : like_(like), workers_(int(torch::stable::get_num_threads())) {}
+
+  kernels::Context context() {
+    return {{this, workers_, &run}, gemm_, {this, &get}, kernels::select_isa(std::getenv("LONGSPAN_ISA"))};
+  }
+  void set_gemm(kernels::Gemm gemm) { gemm_ = gemm; }
+
+ private:
+  static void run(void* self, int64_t tasks, void (*task)(void*, int64_t, int), void* context) {
+    std::atomic<int64_t> next{0};
+    const int64_t workers = std::min<int64_t>(static_cast<TorchContext*>(self)->workers_, tasks);
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker)
+        for (int64_t i = next++; i < tasks; i = next++) task(context, i, int(worker));
+    });
+  }
+
+  static void* get(void* self, int64_t bytes) {
+    constexpr int64_t kAlignment = 64;
+    auto* owner = static_cast<TorchContext*>(self);
+    Tensor block = torch::stable::new_empty(owner->like_, {bytes + kAlignment}, ScalarType::Byte);
+    auto address = reinterpret_cast<uintptr_t>(block.mutable_data_ptr());
+    owner->blocks_.push_back(std::move(block));
+    return reinterpret_cast<void*>(address + (kAlignment - address % kAlignment) % kAlignment);
+  }
+
+  const Tensor& like_;
+  int workers_;
+  kernels::Gemm gemm_{};
+  std::vector<Tensor> blocks_;
+};
+
+}  // namespace longspan::ops

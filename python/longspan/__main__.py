@@ -1,0 +1,5 @@
+"""`python -m longspan` prints the environment report."""
+
+from longspan.report import text
+
+print(text())

@@ -1,0 +1,7 @@
+"""Differentiable operations: schema, fake kernel, autograd and argument checks; one module a family."""
+
+from longspan.ops.attention import attention
+from longspan.ops.layout import TokenLayout
+from longspan.ops.pattern import AttentionPattern
+
+__all__ = ["AttentionPattern", "TokenLayout", "attention"]

@@ -1,0 +1,1 @@
+"""Pure-torch oracles of the ops, one module a family. They are never registered as kernels."""

@@ -1,0 +1,90 @@
+"""The oracle of the attention engine: a dense mask from the definition, any float dtype, O(T S) memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan.ops.layout import TokenLayout
+from longspan.ops.pattern import AttentionPattern
+
+
+def visible(
+    pattern: AttentionPattern,
+    heads: int,
+    queries: int,
+    keys: int,
+    layout: TokenLayout | None = None,
+    model_window: int | None = None,
+) -> Tensor:
+    """Which pairs attend: bool [1 or B, H, T, S]."""
+    if layout is None:
+        one = torch.arange(max(queries, keys), dtype=torch.int32)
+        planes = torch.stack([torch.zeros_like(one), one])[:, None]
+        layout = TokenLayout(planes[..., :queries], planes[..., :keys])
+
+    def plane(planes: Tensor, index: int) -> Tensor:
+        return planes[index].long() if planes.shape[0] > index else torch.zeros_like(planes[0], dtype=torch.long)
+
+    doc_q, pos_q, flag_q = (plane(layout.queries, i)[:, None, :, None] for i in range(3))
+    doc_k, pos_k, flag_k = (plane(layout.keys, i)[:, None, None, :] for i in range(3))
+    allowed = (doc_q == doc_k) & (doc_k >= 0)
+    if pattern.causal:
+        allowed = allowed & (pos_k <= pos_q)
+    if model_window:
+        allowed = allowed & (pos_q - pos_k < model_window)
+    everywhere = torch.ones((), dtype=torch.bool, device=pos_q.device)
+    if pattern.kind == "full":
+        near = everywhere
+    elif pattern.kind == "window":
+        near = pos_q - pos_k < pattern.size
+    elif pattern.kind == "s2":
+        shifted = torch.arange(heads, device=pos_q.device) >= heads // 2
+        shift = (shifted * (pattern.group_size // 2))[None, :, None, None]
+        near = (pos_q + shift) // pattern.group_size == (pos_k + shift) // pattern.group_size
+    else:
+        near = _listed(pattern, heads, queries, keys)
+    if pattern.kind != "tiles":
+        near = near | (pos_k < pattern.sinks) | (flag_q & 1).bool() | (flag_k & 1).bool()
+    mask = allowed & near
+    return mask.expand(mask.shape[0], heads, queries, keys)
+
+
+def _listed(pattern: AttentionPattern, heads: int, queries: int, keys: int) -> Tensor:
+    assert pattern.tile_table is not None
+    table = pattern.tile_table.long()
+    key_tiles = -(-keys // pattern.tile_size)
+    hit = torch.zeros(table.shape[0], table.shape[1], key_tiles + 1, dtype=torch.bool)
+    inside = (table >= 0) & (table < key_tiles)
+    hit.scatter_(2, torch.where(inside, table, key_tiles), True)
+    rows = torch.arange(queries) // pattern.tile_size
+    cols = torch.arange(keys) // pattern.tile_size
+    return hit[:, rows][:, :, cols].expand(heads, queries, keys)[None]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: AttentionPattern | None = None,
+    *,
+    layout: TokenLayout | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    model_window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out [B,H,T,D] and lse [B,H,T] by the definition of `longspan.ops.attention`, differentiable by autograd."""
+    _, H, T, D = q.shape
+    S = k.shape[2]
+    pattern = AttentionPattern.full() if pattern is None else pattern
+    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    mask = visible(pattern, H, T, S, layout, model_window)
+    empty = ~mask.any(-1, keepdim=True)
+    # Rows that see nothing take a uniform row first, so that no NaN enters the graph, and are then set to zero.
+    scores = scores.masked_fill(~mask & ~empty, float("-inf"))
+    lse = torch.logsumexp(scores, -1).masked_fill(empty[..., 0], float("-inf"))
+    out = (torch.softmax(scores, -1) @ v).masked_fill(empty, 0.0)
+    return out, lse
