@@ -27,9 +27,7 @@ def _sentence(error: Any) -> str:
         close = context["nearest"]
         if close:
             return f"unknown key {path}; did you mean {parent}{close}?"
-        return (
-            f"unknown key {path}; keys allowed here: {', '.join(parent + key for key in context['allowed'])}"
-        )
+        return f"unknown key {path}; keys allowed here: {', '.join(parent + key for key in context['allowed'])}"
     if error["type"] == "missing":
         return f"{path} is required"
     if error["type"] == "value_error":

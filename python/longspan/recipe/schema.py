@@ -63,9 +63,7 @@ class Recipe(Config):
         except ValueError as error:
             raise ValueError(f"attention.train: {error}; data.length is {self.data.length}") from None
         if self.trainer.warmup > self.trainer.steps:
-            raise ValueError(
-                f"trainer.warmup {self.trainer.warmup} is larger than trainer.steps {self.trainer.steps}"
-            )
+            raise ValueError(f"trainer.warmup {self.trainer.warmup} is larger than trainer.steps {self.trainer.steps}")
         return self
 
     @classmethod

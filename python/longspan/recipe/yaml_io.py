@@ -21,9 +21,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not text", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -39,16 +37,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse(text: str, where: str) -> dict[str, Any]:
-    """The mapping that ``text`` holds. Raises :class:`RecipeError` with line and column otherwise."""
+def parse_value(text: str, where: str) -> Any:
+    """Any YAML value. Raises :class:`RecipeError` with line and column for what is not YAML."""
     try:
-        loaded = yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RecipeError(where, [f"{place}{error.problem or error.context}"]) from None
     except yaml.YAMLError as error:
         raise RecipeError(where, [f"not YAML: {error}"]) from None
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The mapping that ``text`` holds. Raises :class:`RecipeError` otherwise."""
+    loaded = parse_value(text, where)
     if loaded is None:
         raise RecipeError(where, ["the file is empty; it needs at least 'model: demo'"])
     if not isinstance(loaded, dict):
