@@ -59,8 +59,7 @@ def files_in(folder: Path) -> list[str]:
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     """Write `manifest.json`: `about` and, for every file, its size in bytes and SHA-256."""
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
-        for name in files_in(folder)
+        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in files_in(folder)
     }
     (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
 
@@ -76,9 +75,7 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         expected = dict(manifest["files"].items())
     except FileNotFoundError:
-        raise BrokenFolderError(
-            f"{folder}: {MANIFEST} is missing, so it was not written to its end"
-        ) from None
+        raise BrokenFolderError(f"{folder}: {MANIFEST} is missing, so it was not written to its end") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BrokenFolderError(f"{folder}: {MANIFEST} cannot be read: {error}") from None
     present = files_in(folder)
@@ -155,9 +152,7 @@ def staged(final: Path, *, about: Mapping[str, Any], replace: bool = False, keep
         if code is None:
             raise
         reason = os.strerror(code) if code else str(error)
-        told = (
-            f"cannot save {final}: {reason}, {free / 1e6:.1f} MB free. Nothing half written is left. {keep}"
-        )
+        told = f"cannot save {final}: {reason}, {free / 1e6:.1f} MB free. Nothing half written is left. {keep}"
         raise SaveError(code, told.strip()) from error
 
 
@@ -190,9 +185,7 @@ def locked(folder: Path, *, wait: bool, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise RuntimeError(
-                f"another process is {purpose} in {folder}; wait or use another folder"
-            ) from None
+            raise RuntimeError(f"another process is {purpose} in {folder}; wait or use another folder") from None
         yield
 
 

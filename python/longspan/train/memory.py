@@ -1,0 +1,44 @@
+"""Peak memory of this process, as the operating system counts it.
+
+On Linux the figure is `VmHWM` of /proc/self/status: the largest resident set (physical memory, shared
+libraries and mapped weight files included) since the last reset; writing 5 to /proc/self/clear_refs resets
+it, so that loading and evaluation before training do not count. Elsewhere it is getrusage's `ru_maxrss`,
+which cannot be reset. With a GPU the peak of torch's CUDA allocator is reported as well.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def reset_peak() -> bool:
+    """Start a new measurement; False if this system only knows the peak since the process began."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss() -> int:
+    """Largest resident set in bytes since the last reset that worked, or since the process began."""
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_cuda() -> int | None:
+    """Largest number of bytes torch held on the current GPU since the last reset; None without a GPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
