@@ -1,35 +1,36 @@
-"""What tests of several layers share: a small byte-level tokenizer with merges and a chat template."""
+"""Settings of every test: repeatable property tests, two threads, and a summary of what this machine could not run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import settings
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
-)
+from tests import machine
+from tests.chat import make_tokenizer
+
+settings.register_profile("longspan", deadline=None, derandomize=True, print_blob=True, database=None)
+settings.load_profile("longspan")
+torch.set_num_threads(2)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the devices and instruction sets whose tests did not run, so that green means no more than it does."""
+    terminalreporter.section("devices and instruction sets")
+    for line in machine.coverage_lines():
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The source checkout."""
+    return Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Any:
-    """Byte-level BPE of 400 tokens, so that tokens span several characters; <s> and </s> are special."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    text = ["the user asks the assistant and the assistant answers the user", "def main(argv): return 0  # the end\n\n"]
-    tokenizer.train_from_iterator(text * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
-    )
+    """The tokenizer of :mod:`tests.chat`, made once."""
+    return make_tokenizer()
