@@ -40,6 +40,13 @@ class BrokenFolderError(ValueError):
 class SaveError(OSError):
     """A folder could not be written; nothing of it is left, and what was there before is untouched."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class BusyError(OSError):
+    """Another process holds the lock of a folder."""
+
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
@@ -177,7 +184,7 @@ def _staging_name(final: Path) -> Path:
 def locked(folder: Path, *, wait: bool, purpose: str) -> Iterator[None]:
     """Hold `folder`'s lock; the system drops it when the process ends, however it ends.
 
-    With `wait` a second process waits for the first, without it a RuntimeError says that `purpose` is under
+    With `wait` a second process waits for the first, without it a BusyError says that `purpose` is under
     way.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +192,7 @@ def locked(folder: Path, *, wait: bool, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise RuntimeError(f"another process is {purpose} in {folder}; wait or use another folder") from None
+            raise BusyError(f"another process is {purpose} in {folder}; wait or use another folder") from None
         yield
 
 

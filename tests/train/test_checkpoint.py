@@ -254,7 +254,7 @@ def test_two_processes_do_not_train_in_one_folder(make: Make, cache: Path, tmp_p
     try:
         while not (tmp_path / "ready").exists():
             assert process.is_alive()
-        with pytest.raises(RuntimeError, match="another process is training"):
+        with pytest.raises(folders.BusyError, match="another process is training"):
             run_quietly(recipe, cache)
     finally:
         process.kill()

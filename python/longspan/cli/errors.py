@@ -9,7 +9,7 @@ import typer.core
 from rich.console import Console
 
 # A user's mistake or the machine's state; anything else is a defect of longspan and keeps its traceback.
-EXPECTED = (ValueError, OSError, ImportError)
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 class Group(typer.core.TyperGroup):

@@ -50,7 +50,7 @@ def train(
 
     result = run(loaded, resume=checkpoint or resume or None, evaluate=evaluate, overwrite=overwrite)
     rows: dict[str, Any] = {
-        "steps": f"{result.first_step + len(result.losses)} of {loaded.trainer.steps}",
+        "steps": f"{result.steps} of {loaded.trainer.steps}",
         "trainable parameters": f"{result.trainable:,}",
         "tokens/s": f"{result.tokens_per_second:.1f}",
         "peak memory": tables.size(result.peak_memory),

@@ -73,7 +73,7 @@ def train(
     folder. keep_checkpoints: how many stay on disk.
 
     Raises ValueError (recipe, data, a checkpoint of another recipe, an output folder that holds a run),
-    FileNotFoundError (model, data, checkpoint), RuntimeError (another process trains in the folder),
+    FileNotFoundError (model, data, checkpoint), `longspan.folders.BusyError` (another process trains in the folder),
     `longspan.folders.SaveError` (disk full; earlier checkpoints are intact), FloatingPointError (diverged).
     """
     if isinstance(recipe, (str, Path)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 from torch.utils.data import Sampler
 
 
@@ -30,8 +30,10 @@ class RunSampler(Sampler[int]):
         left = self.count
         number = 0
         while left > 0:
-            generator = torch.Generator().manual_seed(self.seed + (number << 32))
-            order = torch.randperm(self.rows, generator=generator) if number else torch.arange(self.rows)
+            # torch's generator keeps only 32 bits of a seed; NumPy mixes all of both numbers.
+            order = (
+                np.random.default_rng((self.seed, number)).permutation(self.rows) if number else np.arange(self.rows)
+            )
             yield from order[:left].tolist()
             left -= self.rows
             number += 1
