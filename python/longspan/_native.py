@@ -69,6 +69,8 @@ def require_op(name: str, device: str) -> None:
 
 
 KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+# Devices for which this version has no kernels at all; the report and the op checklist read it.
+NOT_IN_THIS_VERSION = {"cuda": "not in this version"}
 
 
 @functools.cache

@@ -1,0 +1,84 @@
+"""What one op consists of, and the functions that name the missing parts."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import torch
+from longspan import _native, kernels
+
+DEVICES = ("cpu", "cuda")
+
+
+def declared_ops(ops: Path) -> dict[str, str]:
+    """Every op that a module of the folder declares by `define("name", ...)` -> its family (the module)."""
+    found = {}
+    for path in sorted(ops.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func).split(".")[-1] == "define"
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                found[str(node.args[0].value)] = path.stem
+    return found
+
+
+def missing_files(root: Path, op: str, family: str) -> list[str]:
+    """The parts of an op that are files: reference, header with doc comment, laws, bench row, docs page."""
+    header = f"csrc/kernels/{family}/{family}.h"
+    parts = {
+        f"reference: python/longspan/ops/reference/{family}.py defines no function": (
+            f"python/longspan/ops/reference/{family}.py",
+            r"^def \w+\(",
+        ),
+        f"doc comment: no /// above {op}_cpu in {header}": (
+            header,
+            rf"^[ \t]*///[^\n]*\n(?:[ \t]*///[^\n]*\n)*[^\n;{{]*\b{op}_cpu\(",
+        ),
+        f"docs: docs/{family}.md does not name {op}": (f"docs/{family}.md", rf"\b{op}\b"),
+        f"bench row: bench/test_{family}.py does not name {op}": (f"bench/test_{family}.py", rf"\b{op}\b"),
+    }
+    found = []
+    for message, (name, pattern) in parts.items():
+        path = root / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if not re.search(pattern, text, re.MULTILINE):
+            found.append(message)
+    for layer in ("ops", "kernels"):
+        if not (root / "tests" / layer / f"test_{family}.py").is_file():
+            found.append(f"laws: no tests/{layer}/test_{family}.py")
+    return found
+
+
+def missing_registrations(op: str, names: set[str]) -> list[str]:
+    """The parts of an op that live in the running process: schema, fake, kernels, autograd, pybind11 entry."""
+    qualified = f"longspan::{op}"
+    found = []
+    if not hasattr(torch.ops.longspan, op):
+        return ["schema: torch does not know the op"]
+    if torch._library.simple_registry.singleton.find(qualified).fake_impl.kernel is None:
+        found.append("fake: no register_fake")
+    for device in DEVICES:
+        kernel = _native.has_kernel(op, device)
+        if device in _native.NOT_IN_THIS_VERSION:
+            if kernel:
+                found.append(f"{device}: has a kernel, but _native.NOT_IN_THIS_VERSION says that none exists")
+        elif not kernel:
+            found.append(f"{device}: no kernel")
+    # A backward op is differentiated by the op it belongs to.
+    if not _has_autograd(op) and not (op.endswith("_bwd") and _has_autograd(f"{op[:-4]}_fwd")):
+        found.append("autograd: neither register_autograd nor the backward of an op that has it")
+    if op.endswith("_fwd") and f"{op[:-4]}_bwd" not in names:
+        found.append("autograd: no op for the backward")
+    if op not in dir(kernels):
+        found.append("pybind11: longspan.kernels does not have it")
+    return found
+
+
+def _has_autograd(op: str) -> bool:
+    name = f"longspan::{op}"
+    return hasattr(torch.ops.longspan, op) and torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd")

@@ -1,0 +1,92 @@
+"""One op = schema, fake, reference, kernels, autograd, pybind11 entry, laws, doc comment, bench row, docs page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import longspan.ops
+import pytest
+import torch
+from longspan import _native
+from longspan.ops._define import REGISTERED
+from longspan.report import report
+
+from tests.house.checklist import declared_ops, missing_files, missing_registrations
+
+ROOT = Path(__file__).parents[2]
+OPS = declared_ops(ROOT / "python" / "longspan" / "ops")
+
+
+def test_every_registered_op_is_in_the_list() -> None:
+    assert longspan.ops.attention
+    assert set(OPS) == set(REGISTERED)
+    assert len(OPS) >= 2
+
+
+@pytest.mark.parametrize(("op", "family"), sorted(OPS.items()))
+def test_op_is_complete(op: str, family: str) -> None:
+    assert missing_registrations(op, set(OPS)) + missing_files(ROOT, op, family) == []
+
+
+def test_report_shows_every_op_and_device() -> None:
+    shown = report().ops
+    assert set(shown) == set(OPS)
+    for states in shown.values():
+        assert states["cpu"] == "yes"
+        for device, words in _native.NOT_IN_THIS_VERSION.items():
+            assert states[device] == words
+
+
+@pytest.fixture
+def bare_op() -> Iterator[str]:
+    """An op of our namespace with a schema and nothing else."""
+    with torch.library._scoped_library("longspan", "FRAGMENT") as library:
+        library.define("checklist_probe(Tensor x) -> Tensor")
+        yield "checklist_probe"
+
+
+def test_missing_registrations_are_named(bare_op: str) -> None:
+    _native.has_kernel.cache_clear()
+    found = missing_registrations(bare_op, {bare_op})
+    assert [line.split(":")[0] for line in found] == ["fake", "cpu", "autograd", "pybind11"]
+    assert missing_registrations("never_declared", set()) == ["schema: torch does not know the op"]
+
+
+def test_a_cuda_kernel_needs_the_table(bare_op: str) -> None:
+    _native.has_kernel.cache_clear()
+    with torch.library._scoped_library("longspan", "IMPL") as library:
+        library.impl(bare_op, lambda x: x, "CUDA")
+        assert any(line.startswith("cuda: has a kernel") for line in missing_registrations(bare_op, set()))
+    _native.has_kernel.cache_clear()
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    assert [line.split(":")[0] for line in missing_files(tmp_path, "norm_fwd", "norm")] == [
+        "reference",
+        "doc comment",
+        "docs",
+        "bench row",
+        "laws",
+        "laws",
+    ]
+
+
+def test_a_comment_elsewhere_is_not_a_doc_comment(tmp_path: Path) -> None:
+    header = tmp_path / "csrc/kernels/norm/norm.h"
+    header.parent.mkdir(parents=True)
+
+    def flagged(text: str) -> bool:
+        header.write_text(text)
+        return any(line.startswith("doc comment") for line in missing_files(tmp_path, "norm_fwd", "norm"))
+
+    assert not flagged("/// Forward.\n/// Two lines.\nvoid norm_fwd_cpu(const View<2>& x,\n                  int y);\n")
+    assert flagged("void norm_fwd_cpu(const View<2>& x);\n")
+    assert flagged("/// Something else.\nvoid other_cpu(int);\nvoid norm_fwd_cpu(int);\n")
+    assert flagged("// Plain comment.\nvoid norm_fwd_cpu(int);\n")
+
+
+def test_declarations_are_found(tmp_path: Path) -> None:
+    (tmp_path / "norm.py").write_text('define("norm_fwd", "(Tensor x) -> Tensor", fake)\n')
+    (tmp_path / "_define.py").write_text("def define(name, schema, fake): ...\n")
+    assert declared_ops(tmp_path) == {"norm_fwd": "norm"}
