@@ -77,7 +77,7 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Place]:
             if not line.strip():
                 continue
             try:
-                yield f"{path} line {number}", json.loads(line)
+                yield f"{path} line {number}", json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path} line {number}: not JSON: {error.msg} at column {error.colno}"

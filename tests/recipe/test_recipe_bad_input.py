@@ -1,0 +1,198 @@
+"""Bad recipes: each row with the exact error that it gives."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longspan.recipe import Recipe, RecipeError
+
+TABLE: list[tuple[dict[str, Any] | Any, str]] = [
+    ({"modle": "demo"}, "unknown key modle; did you mean model?"),
+    (
+        {"xyz": {}},
+        "unknown key xyz; keys allowed here: model, dtype, seed, data, attention, tokens, ffn, positions, adapter, "
+        "update, objective, lean, memory, trainer",
+    ),
+    ({"data": {"lenght": 8}}, "unknown key data.lenght; did you mean data.length?"),
+    (
+        {"attention": {"train": {"method": "s2", "group": 4}}},
+        "unknown key attention.train.group; did you mean attention.train.groups?",
+    ),
+    (
+        {"update": {"engine": {"method": "adamw", "beta": 1}}},
+        "unknown key update.engine.beta; did you mean update.engine.betas?",
+    ),
+    (
+        {"update": {"engine": {"method": "sgd", "eps": 1}}},
+        "unknown key update.engine.eps; keys allowed here: update.engine.method, update.engine.lr, "
+        "update.engine.momentum, update.engine.weight_decay",
+    ),
+    ({"lean": {"keep_logit": True}}, "unknown key lean.keep_logit; did you mean lean.keep_logits?"),
+    (
+        {"attention": {"train": {"method": "pq"}}},
+        "attention.train: attention method 'pq' is not available yet; available: full, s2, window",
+    ),
+    (
+        {"attention": {"train": {"method": "s3"}}},
+        "attention.train: unknown attention method 's3'; did you mean 's2'? available: full, s2, window",
+    ),
+    (
+        {"attention": {"train": "s2"}},
+        "attention.train: must be a mapping with the key 'method', not 's2'; available: full, s2, window",
+    ),
+    (
+        {"attention": {"train": {"groups": 4}}},
+        "attention.train: must be a mapping with the key 'method', not {'groups': 4}; available: full, s2, window",
+    ),
+    (
+        {"attention": {"decode": {"method": "s2"}}},
+        "attention.decode: attention method 's2' serves train only, not decode; available for decode: full, window",
+    ),
+    (
+        {"attention": {"train": {"method": "s2", "groups": 2, "group_size": 8}}},
+        "attention.train: takes either groups or group_size, not both",
+    ),
+    (
+        {"attention": {"train": {"method": "s2", "group_size": 7}}},
+        "attention.train.group_size: input should be a multiple of 2, not 7",
+    ),
+    (
+        {"attention": {"train": {"method": "s2", "group_size": 8192}}},
+        "attention.train: group_size 8192 is larger than the row of 4096 tokens; data.length is 4096",
+    ),
+    (
+        {"attention": {"train": {"method": "s2", "groups": 9}}, "data": {"length": 16}},
+        "attention.train: 9 groups do not fit into a row of 16 tokens (2 tokens each); data.length is 16",
+    ),
+    ({"attention": {"train": {"method": "window"}}}, "attention.train.size is required"),
+    (
+        {"attention": {"train": {"method": "window", "size": 0}}},
+        "attention.train.size: input should be greater than or equal to 1, not 0",
+    ),
+    ({"tokens": {"method": "lemo"}}, "tokens: tokens method 'lemo' is not available yet; available: none"),
+    (
+        {"ffn": {"train": {"method": "routed"}}},
+        "ffn.train: ffn method 'routed' is not available yet; available: dense",
+    ),
+    (
+        {"positions": {"method": "yarn"}},
+        "positions: positions method 'yarn' is not available yet; available: linear, none",
+    ),
+    ({"positions": {"method": "linear"}}, "positions.factor is required"),
+    (
+        {"positions": {"method": "linear", "factor": 0.5}},
+        "positions.factor: input should be greater than or equal to 1, not 0.5",
+    ),
+    ({"adapter": {"method": "lora", "rank": 0}}, "adapter.rank: input should be greater than or equal to 1, not 0"),
+    ({"adapter": {"method": "lora", "dropout": 1.0}}, "adapter.dropout: input should be less than 1, not 1.0"),
+    ({"adapter": {"method": "lora", "targets": ["q", "q"]}}, "adapter.targets: 'q' is given more than once"),
+    (
+        {"adapter": {"method": "lora", "also_train": ["norm"]}},
+        "adapter.also_train: unknown part to train as well 'norm'; did you mean 'norms'? available: embeddings, norms",
+    ),
+    (
+        {"update": {"engine": {"method": "mezo"}}},
+        "update.engine: update engine method 'mezo' is not available yet; available: adamw, sgd",
+    ),
+    (
+        {"update": {"transforms": [{"method": "gmt", "keep_ratio": 0.2}]}},
+        "update.transforms.0: update transform method 'gmt' is not available yet; available: none",
+    ),
+    (
+        {"update": {"groups": ["norms"]}},
+        "update.groups: parameter groups are not available yet; leave the list empty, not ('norms',)",
+    ),
+    (
+        {"update": {"hooks": ["ema"]}},
+        "update.hooks: update hooks are not available yet; leave the list empty, not ('ema',)",
+    ),
+    ({"objective": {"method": "dft"}}, "objective: objective method 'dft' is not available yet; available: sft"),
+    (
+        {"memory": {"recompute": "mlp+qkv"}},
+        "memory.recompute: recompute 'mlp+qkv' is not available yet; available: none, layer",
+    ),
+    (
+        {"memory": {"recompute": "layers"}},
+        "memory.recompute: unknown recompute 'layers'; did you mean 'layer'? available: none, layer",
+    ),
+    ({"memory": {"offload": "cpu"}}, "memory.offload: offload 'cpu' is not available yet; available: none"),
+    (
+        {"memory": {"budget": "16GB"}},
+        "memory.budget: a memory budget is not available yet; leave it null, not '16GB'",
+    ),
+    ({"dtype": "float16"}, "dtype: dtype 'float16' is not available yet; available: float32, bfloat16"),
+    ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),
+    (
+        {"data": {"format": "chat"}},
+        "data.format: unknown data format 'chat'; available: text, prompt_completion, messages",
+    ),
+    (
+        {"data": {"packing": "doc"}},
+        "data.packing: unknown packing 'doc'; did you mean 'documents'? available: documents, none",
+    ),
+    ({"data": {"held_out": 1}}, "data.held_out: must be a share of documents from 0 to below 1, or a file, not 1"),
+    ({"data": {"length": 1}}, "data.length: input should be greater than or equal to 16, not 1"),
+    ({"data": {"format": "messages"}}, "data: 'demo' holds plain text, so format must be text, not messages"),
+    (
+        {"data": {"train": "a.txt", "held_out": 0, "format": "messages"}},
+        "data: 'a.txt' holds plain text, so format must be text, not messages",
+    ),
+    ({"trainer": {"steps": True}}, "trainer.steps: input should be a valid integer, not True"),
+    ({"trainer": {"steps": "10"}}, "trainer.steps: input should be a valid integer, not '10'"),
+    ({"trainer": {"warmup": 101}}, "trainer.warmup 101 is larger than trainer.steps 100"),
+    (
+        {"trainer": {"schedule": "cosin"}},
+        "trainer.schedule: unknown schedule 'cosin'; did you mean 'cosine'? available: constant, linear, cosine",
+    ),
+    ({"lean": {"norm": "yes"}}, "lean.norm: input should be a valid boolean, not 'yes'"),
+    ({"data": None}, "data: must be a mapping with the keys train, held_out, format, length, packing, not None"),
+    (
+        {"seed": -1, "data": {"lenght": 8}},
+        "2 problems\n  seed: input should be greater than or equal to 0, not -1\n  unknown key "
+        "data.lenght; did you mean data.length?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), TABLE, ids=[str(row[0])[:60] for row in TABLE])
+def test_bad_recipe(given: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.model_validate(given)
+    assert str(caught.value) == f"recipe: {message}"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty; it needs at least 'model: demo'"),
+        ("- a\n- b\n", "must hold a mapping of keys, not a list"),
+        ("model: demo\nmodel: other\n", "line 2, column 1: the key 'model' is given twice"),
+        ("data:\n  length: 16\n  length: 32\n", "line 3, column 3: the key 'length' is given twice"),
+        ("1: demo\n", "line 1, column 1: the key 1 is not text"),
+        ("model: [demo\n", "line 2, column 1: expected ',' or ']', but got '<stream end>'"),
+        (
+            "model: !!python/object/apply:os.getcwd []\n",
+            "line 1, column 8: could not determine a constructor for the tag "
+            "'tag:yaml.org,2002:python/object/apply:os.getcwd'",
+        ),
+        ("data: {lenght: 3}\n", "unknown key data.lenght; did you mean data.length?"),
+    ],
+)
+def test_bad_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_yaml(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe .*absent\.yaml"):
+        Recipe.from_yaml(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"model: \xff\xfe")
+    with pytest.raises(RecipeError, match="not UTF-8 text: invalid start byte at byte 7"):
+        Recipe.from_yaml(tmp_path / "binary.yaml")
