@@ -21,13 +21,12 @@ _LEFT_OUT = frozenset(
 
 @functools.cache
 def documents() -> tuple[Place, ...]:
-    """(name, {text}) of every document: modules by path, then the language reference by topic. About 12
-    MB.
-    """
-    from pydoc_data.topics import topics
+    """(name, {text}) of every document: modules by path, then the language reference by topic. About 12 MB."""
+    return (*_modules(), *_reference())
 
+
+def _modules() -> Iterator[Place]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    found: list[Place] = []
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         parts = path.relative_to(root).parts
         if _LEFT_OUT.intersection(parts) or parts[0].startswith(("config-", "_sysconfigdata")):
@@ -38,16 +37,18 @@ def documents() -> tuple[Place, ...]:
         except (SyntaxError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not readable as Python source: {error}") from None
         if text.strip():
-            found.append((f"Lib/{'/'.join(parts)}", {"text": text}))
-    found += [
-        (f"reference/{topic}", {"text": text}) for topic, text in sorted(topics.items()) if text.strip()
-    ]
-    return tuple(found)
+            yield f"Lib/{'/'.join(parts)}", {"text": text}
+
+
+def _reference() -> Iterator[Place]:
+    from pydoc_data.topics import topics
+
+    yield from ((f"reference/{topic}", {"text": text}) for topic, text in sorted(topics.items()) if text.strip())
 
 
 def reference_text() -> str:
     """The language reference as one text, plain English prose."""
-    return "\n\n".join(record["text"] for name, record in documents() if name.startswith("reference/"))
+    return "\n\n".join(record["text"] for _, record in _reference())
 
 
 class Demo(Source):

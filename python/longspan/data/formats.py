@@ -46,9 +46,7 @@ def _check_messages(messages: Any, where: str) -> None:
     for index, message in enumerate(messages):
         fine = isinstance(message, Mapping) and isinstance(message.get("role"), str)
         if not fine or not isinstance(message.get("content"), str):
-            raise ValueError(
-                f"{where}: messages[{index}] must be {{role, content}} with text in both, not {message!r}"
-            )
+            raise ValueError(f"{where}: messages[{index}] must be {{role, content}} with text in both, not {message!r}")
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError(f"{where}: no message has the role 'assistant', so nothing would be learned")
 
@@ -65,8 +63,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, form: str) -> None:
         if form != "text" and not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"format {form} needs a fast tokenizer (one with character offsets); "
-                f"{type(tokenizer).__name__} is not"
+                f"format {form} needs a fast tokenizer (one with character offsets); {type(tokenizer).__name__} is not"
             )
         self.tokenizer, self.form = tokenizer, form
         self.template = getattr(tokenizer, "chat_template", None)
@@ -84,16 +81,11 @@ class Encoder:
         elif self.form == "prompt_completion":
             encoded = [self._prompt_completion(record) for record in records]
         else:
-            encoded = [
-                self._messages(record["messages"], where)
-                for record, where in zip(records, places, strict=True)
-            ]
+            encoded = [self._messages(record["messages"], where) for record, where in zip(records, places, strict=True)]
         for (ids, marks), where in zip(encoded, places, strict=True):
             # The first token has no context to be predicted from, so it cannot be the only label.
             if len(ids) < 2 or (marks is not None and not any(marks[1:])):
-                raise ValueError(
-                    f"{where}: no token to learn from ({len(ids)} tokens in all); remove the record"
-                )
+                raise ValueError(f"{where}: no token to learn from ({len(ids)} tokens in all); remove the record")
         return encoded
 
     def _text(self, texts: list[str]) -> list[Encoded]:
@@ -129,9 +121,7 @@ class Encoder:
             )
             return list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]]
         text = self._render(messages)
-        spans = [
-            self._span(messages, i, text, where) for i, m in enumerate(messages) if m["role"] == "assistant"
-        ]
+        spans = [self._span(messages, i, text, where) for i, m in enumerate(messages) if m["role"] == "assistant"]
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         marks = [
             any(end > begin and (start < stop or end <= stop) for begin, stop in spans)
@@ -142,9 +132,7 @@ class Encoder:
     def _render(self, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
-    def _span(
-        self, messages: Sequence[Mapping[str, Any]], index: int, text: str, where: str
-    ) -> tuple[int, int]:
+    def _span(self, messages: Sequence[Mapping[str, Any]], index: int, text: str, where: str) -> tuple[int, int]:
         """Characters of ``text`` that message ``index`` made the model say, its end-of-turn token
         included.
         """

@@ -40,14 +40,10 @@ class Files(Source):
         self.name, self.paths = name, list(paths)
         suffixes = {path.suffix for path in paths}
         if len(suffixes) > 1:
-            raise ValueError(
-                f"{name!r} matches files of several kinds ({', '.join(sorted(suffixes))}); give one kind"
-            )
+            raise ValueError(f"{name!r} matches files of several kinds ({', '.join(sorted(suffixes))}); give one kind")
         (self.suffix,) = suffixes
         if self.suffix not in SUFFIXES:
-            raise ValueError(
-                f"{name!r}: files ending in {self.suffix!r} cannot be read; allowed: {' '.join(SUFFIXES)}"
-            )
+            raise ValueError(f"{name!r}: files ending in {self.suffix!r} cannot be read; allowed: {' '.join(SUFFIXES)}")
         for path in paths:
             if path.stat().st_size == 0:
                 raise ValueError(f"{path} is empty")
@@ -79,9 +75,7 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Place]:
             try:
                 yield f"{path} line {number}", json.loads(line.rstrip())
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number}: not JSON: {error.msg} at column {error.colno}"
-                ) from None
+                raise ValueError(f"{path} line {number}: not JSON: {error.msg} at column {error.colno}") from None
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} line {number}: not UTF-8 text: {error.reason}") from None
 

@@ -93,9 +93,7 @@ class _ArrayFile:
                 header = {"descr": form, "fortran_order": False, "shape": (self.length,)}
                 np.lib.format.write_array_header_1_0(self.file, header)
                 if self.file.tell() != self._HEADER:
-                    raise OSError(
-                        f"{self.file.name}: the array header took {self.file.tell()} bytes, not 128"
-                    )
+                    raise OSError(f"{self.file.name}: the array header took {self.file.tell()} bytes, not 128")
 
 
 def tokenizer_key(tokenizer: Any) -> str:

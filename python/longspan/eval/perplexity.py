@@ -66,9 +66,9 @@ def perplexity(
     counts = dict.fromkeys(lengths, 0)
     with evaluating(model):
         losses = NextTokenLoss(model)
-        largest = max(max(document) for document in documents)
-        if largest >= losses.vocabulary or min(min(document) for document in documents) < 0:
-            raise ValueError(f"token id {largest} is outside the model's vocabulary of {losses.vocabulary}")
+        for bad in (max(map(max, documents)), min(map(min, documents))):
+            if not 0 <= bad < losses.vocabulary:
+                raise ValueError(f"token id {bad} is outside the model's vocabulary of {losses.vocabulary}")
         for done, (length, index, (begin, end, first)) in enumerate(jobs, start=1):
             ids = torch.tensor(documents[index][begin:end], dtype=torch.long, device=model.device)
             sums[length] += losses.sum(ids, first - begin)
