@@ -27,6 +27,28 @@ class AttentionPatch:
     snapshots: list[dict[str, Any]] = field(default_factory=list)
 
 
+def refuse(model: Any) -> None:
+    """Raise ``ValueError`` for models whose class or config says that the engine cannot serve them."""
+    name = type(model).__name__
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder; longspan serves causal (decoder-only) language models")
+    if config.get_text_config() is not config:
+        raise ValueError(f"{name} joins several models ({', '.join(_sub_configs(config))}); patch a text-only model")
+    if getattr(config, "is_causal", True) is False:
+        raise ValueError(f"{name} has config.is_causal=False; bidirectional attention is not served")
+    if getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False):
+        raise ValueError(f"{name} uses ALiBi, which longspan's attention engine does not serve")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "chunked_attention" in kinds or getattr(config, "attention_chunk_size", None):
+        raise ValueError(f"{name} uses chunked attention (config.attention_chunk_size), which is not served")
+    if not model._can_set_attn_implementation() or not model.is_backend_compatible():
+        raise ValueError(
+            f"{name} does not take an attention backend from transformers' AttentionInterface, "
+            "so longspan cannot serve its attention"
+        )
+
+
 def install(root: nn.Module, model: Any, recipe: Recipe, expected: Tensor) -> AttentionPatch:
     """Switch ``model`` to the engine with the recipe's patterns; ``root`` is the model or what wraps it
     (PEFT).
@@ -35,7 +57,6 @@ def install(root: nn.Module, model: Any, recipe: Recipe, expected: Tensor) -> At
     model does not take an attention backend, asks for something that the engine does not serve, or scores
     differently.
     """
-    _refuse_class(model)
     backend.register()
     done = AttentionPatch()
     try:
@@ -80,31 +101,6 @@ def _sub_configs(config: Any) -> tuple[str, ...]:
     return tuple(getattr(config, "sub_configs", None) or ())
 
 
-def _refuse_class(model: Any) -> None:
-    name = type(model).__name__
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{name} is an encoder-decoder; longspan serves causal (decoder-only) language models"
-        )
-    if config.get_text_config() is not config:
-        raise ValueError(
-            f"{name} joins several models ({', '.join(_sub_configs(config))}); patch a text-only model"
-        )
-    if getattr(config, "is_causal", True) is False:
-        raise ValueError(f"{name} has config.is_causal=False; bidirectional attention is not served")
-    if getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False):
-        raise ValueError(f"{name} uses ALiBi, which longspan's attention engine does not serve")
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if "chunked_attention" in kinds or getattr(config, "attention_chunk_size", None):
-        raise ValueError(f"{name} uses chunked attention (config.attention_chunk_size), which is not served")
-    if not model._can_set_attn_implementation() or not model.is_backend_compatible():
-        raise ValueError(
-            f"{name} does not take an attention backend from transformers' AttentionInterface, "
-            "so longspan cannot serve its attention"
-        )
-
-
 def _privatise_configs(root: nn.Module, model: Any, done: AttentionPatch) -> None:
     """The backend's name lives in the config object, which several models may share: give this one its
     own.
@@ -144,9 +140,7 @@ def _observe(model: nn.Module, expected: Tensor) -> list[nn.Module]:
         raise ValueError(f"{name} never calls its attention backend, so longspan cannot serve its attention")
     if observed.extra:
         extra = ", ".join(f"{key} ({kind})" for key, kind in observed.extra.items())
-        raise ValueError(
-            f"{name} gives its attention {extra}, which longspan's attention engine does not know"
-        )
+        raise ValueError(f"{name} gives its attention {extra}, which longspan's attention engine does not know")
     fits, error = probe.agree(logits, expected)
     if not fits:
         raise ValueError(
@@ -160,9 +154,7 @@ def _options(recipe: Recipe) -> AttentionOptions:
     """Patterns for the recipe; a group size that follows from the length is fixed here, once."""
     length = recipe.data.length
     section = recipe.attention
-    train, prefill, decode = (
-        method.pattern(length) for method in (section.train, section.prefill, section.decode)
-    )
+    train, prefill, decode = (method.pattern(length) for method in (section.train, section.prefill, section.decode))
     return AttentionOptions("", train, prefill, decode)
 
 
@@ -179,22 +171,9 @@ def _refuse_dropout(path: str, module: nn.Module) -> None:
 
 def _describe(options: AttentionOptions) -> str:
     train, prefill, decode = map(_short, (options.train, options.prefill, options.decode))
-    inference = (
-        f"{prefill} in prefill and decode"
-        if prefill == decode
-        else f"{prefill} in prefill, {decode} in decode"
-    )
-    return (
-        f"attention: {train}"
-        if train == prefill == decode
-        else f"attention: {train} in training, {inference}"
-    )
+    inference = f"{prefill} in prefill and decode" if prefill == decode else f"{prefill} in prefill, {decode} in decode"
+    return f"attention: {train}" if train == prefill == decode else f"attention: {train} in training, {inference}"
 
 
 def _short(pattern: ops.AttentionPattern) -> str:
-    return (
-        repr(pattern)
-        .removeprefix("AttentionPattern.")
-        .replace("(causal=True)", "")
-        .replace("causal=True, ", "")
-    )
+    return repr(pattern).removeprefix("AttentionPattern.").replace("(causal=True)", "").replace("causal=True, ", "")

@@ -149,9 +149,7 @@ def _spec_of(path: str, mask: MaskSpec | Tensor | None) -> MaskSpec:
             f"{path}: longspan does not serve a {mask.ndim}-D attention mask {list(mask.shape)}; give a 2-D "
             "padding mask [batch, tokens], or cu_seq_lens_q / position_ids for packed documents"
         )
-    raise ValueError(
-        f"{path}: the model gives its attention no mask, so causality is unknown; it is not served"
-    )
+    raise ValueError(f"{path}: the model gives its attention no mask, so causality is unknown; it is not served")
 
 
 def _refuse(
@@ -170,9 +168,7 @@ def _refuse(
     if kwargs.get("output_attentions"):
         raise ValueError(f"{path}: output_attentions=True is not served: attention weights are never formed")
     if is_causal is False or getattr(module, "is_causal", True) is False:
-        raise ValueError(
-            f"{path}: bidirectional attention (is_causal=False) is not served; only causal models are"
-        )
+        raise ValueError(f"{path}: bidirectional attention (is_causal=False) is not served; only causal models are")
     if module.training and dropout > 0:
         raise ValueError(
             f"{path}: attention dropout {dropout} is not served in training; set it to 0 in the model's "

@@ -67,17 +67,15 @@ def head_loss(
     number of labels that count.
     """
     linear = plain_linear(head)
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     if linear is None:
         return _through_module(head, hidden, labels, transform, ignore_index, num_items)
     return ops.segment_linear_cross_entropy(
         hidden,
-        linear.weight.to(hidden.dtype),
+        linear.weight,
         labels,
         segment=SEGMENT,
         ignore_index=ignore_index,
-        bias=None if linear.bias is None else linear.bias.to(hidden.dtype),
+        bias=linear.bias,
         logit_softcap=transform.softcap,
         logit_scale=transform.scale,
         num_items=num_items,
@@ -106,4 +104,5 @@ def _through_module(
         part = slice(start, start + SEGMENT)
         total = total + checkpoint(segment_loss, rows[part], targets[part], use_reentrant=False)
     items = targets.numel() if num_items is None else num_items
-    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+    items = torch.as_tensor(items, device=total.device)
+    return total / torch.where(items == 0, 1, items)  # nothing to count: 0, as the op says

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from longspan.patch import attention, loss, probe
+from longspan.patch.heads import SEGMENT
 from longspan.patch.report import PatchReport
 from longspan.recipe import Recipe
 
@@ -40,26 +41,23 @@ def patch(model: nn.Module, recipe: Recipe | Mapping[str, Any]) -> PatchReport:
             f"this {type(base).__name__} is patched already; call undo() on the report of that patch first"
         )
     if any(parameter.is_meta for parameter in base.parameters()):
-        raise ValueError(
-            f"this {type(base).__name__} has parameters on the meta device; load its weights first"
-        )
+        raise ValueError(f"this {type(base).__name__} has parameters on the meta device; load its weights first")
+    attention.refuse(base)
+    with_loss = recipe.lean.loss and not recipe.lean.keep_logits
+    if with_loss:
+        loss.refuse(base)
     report = PatchReport(type(base).__name__, skipped=_unavailable(recipe))
     expected = probe.trial(base).logits
     done = _Done(attention.install(model, base, recipe, expected))
     try:
         report.replaced |= done.attention.paths
-        if not recipe.lean.loss:
-            report.skipped["lean.loss"] = "lean.loss is false in the recipe: transformers computes the loss"
-        elif recipe.lean.keep_logits:
-            report.skipped["lean.loss"] = (
-                "lean.keep_logits is true in the recipe: transformers computes the loss"
-            )
-        else:
+        if with_loss:
             loss.install(base)
             done.loss = True
-            report.replaced["forward"] = (
-                f"loss: head and cross-entropy in segments of {loss.heads.SEGMENT} rows"
-            )
+            report.replaced["forward"] = f"loss: head and cross-entropy in segments of {SEGMENT} rows"
+        else:
+            setting = "lean.keep_logits is true" if recipe.lean.loss else "lean.loss is false"
+            report.skipped["lean.loss"] = f"{setting} in the recipe: transformers computes the loss"
     except BaseException:
         attention.remove(model, done.attention)
         raise
@@ -88,13 +86,10 @@ def causal_model(model: nn.Module) -> Any:
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
     if not isinstance(base, PreTrainedModel):
-        raise ValueError(
-            f"longspan.patch takes a causal language model of transformers, not {type(model).__name__}"
-        )
+        raise ValueError(f"longspan.patch takes a causal language model of transformers, not {type(model).__name__}")
     if base.get_output_embeddings() is None:
         raise ValueError(
-            f"{type(base).__name__} has no language-model head; give a causal language model "
-            "(AutoModelForCausalLM)"
+            f"{type(base).__name__} has no language-model head; give a causal language model (AutoModelForCausalLM)"
         )
     return base
 

@@ -57,9 +57,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _fused(self, state, labels, shifted, kwargs)
 
 
-def _fused(
-    model: Any, state: LossState, labels: Tensor | None, shifted: Tensor | None, kwargs: dict[str, Any]
-) -> Any:
+def _fused(model: Any, state: LossState, labels: Tensor | None, shifted: Tensor | None, kwargs: dict[str, Any]) -> Any:
     if hasattr(model, "_loss_function"):
         raise ValueError(
             "model.loss_function was replaced, but longspan computes the loss itself; "
@@ -71,9 +69,7 @@ def _fused(
     kwargs.pop("shift_labels", None)
     device = labels.device if labels is not None else shifted.device  # type: ignore[union-attr]
     # The official way to ask for no logits: the head runs on no rows.
-    kwargs.update(
-        labels=None, return_dict=True, logits_to_keep=torch.zeros(0, dtype=torch.int64, device=device)
-    )
+    kwargs.update(labels=None, return_dict=True, logits_to_keep=torch.zeros(0, dtype=torch.int64, device=device))
     output, hidden = _run_captured(model, kwargs)
     if getattr(output, "aux_loss", None) is not None:
         raise ValueError(
@@ -84,9 +80,7 @@ def _fused(
         assert labels is not None
         shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if shifted.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"labels are {list(shifted.shape)} but the model scores {list(hidden.shape[:-1])} tokens"
-        )
+        raise ValueError(f"labels are {list(shifted.shape)} but the model scores {list(hidden.shape[:-1])} tokens")
     loss = heads.head_loss(
         model.get_output_embeddings(),
         hidden,
@@ -109,9 +103,7 @@ def _run_captured(model: Any, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
     finally:
         box.armed, box.hidden = False, None
     if hidden is None:
-        raise ValueError(
-            f"{type(model).__name__} did not run its decoder; set lean.loss: false in the recipe"
-        )
+        raise ValueError(f"{type(model).__name__} did not run its decoder; set lean.loss: false in the recipe")
     return output, hidden
 
 
@@ -131,32 +123,36 @@ def _is_ours(forward: Any) -> bool:
     return getattr(getattr(forward, "__func__", None), "longspan", False) is True
 
 
-def install(model: Any) -> None:
-    """Give ``model`` the segmented loss. Raises ``ValueError`` when its logits are not
-    ``transform(head(hidden))``.
-    """
+REMEDY = "set lean.loss: false in the recipe to keep transformers' loss"
+
+
+def refuse(model: Any) -> None:
+    """Raise ``ValueError`` for what can be told without running the model."""
     name = type(model).__name__
-    remedy = "set lean.loss: false in the recipe to keep transformers' loss"
     if "forward" in model.__dict__ or hasattr(model, "_hf_hook"):
-        raise ValueError(f"{name}.forward was already replaced on this instance by another library; {remedy}")
-    if hasattr(model, "_loss_function"):
-        raise ValueError(f"{name}.loss_function was replaced by one of your own; {remedy}")
-    parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    if "labels" not in parameters or "logits_to_keep" not in parameters:
-        raise ValueError(f"{name}.forward takes no labels or no logits_to_keep; {remedy}")
-    if getattr(model.config, "output_router_logits", False):
         raise ValueError(
-            f"{name} adds a router's auxiliary loss (config.output_router_logits=True); {remedy}"
+            f"{name}.forward was already replaced on this instance by another library; undo that, or {REMEDY}"
         )
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{name} has no language-model head; {remedy}")
+    if hasattr(model, "_loss_function"):
+        raise ValueError(f"{name}.loss_function was replaced by one of your own; {REMEDY}")
+    if not {"labels", "logits_to_keep"} <= set(_parameters(model)):
+        raise ValueError(f"{name}.forward takes no labels or no logits_to_keep; {REMEDY}")
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError(f"{name} adds a router's auxiliary loss (config.output_router_logits=True); {REMEDY}")
+
+
+def _parameters(model: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(type(model).forward).parameters)[1:]
+
+
+def install(model: Any) -> None:
+    """Give ``model`` the segmented loss. Raises ``ValueError`` when logits are not ``transform(head(hidden))``."""
     decoder = model.get_decoder()
     decoder.register_forward_hook(_capture)
     setattr(decoder, CAPTURE, Capture())
     try:
-        state = LossState(heads.transform_of(model.config), parameters)
-        _check(model, state.transform, head, remedy)
+        state = LossState(heads.transform_of(model.config), _parameters(model))
+        _check(model, state.transform)
     except BaseException:
         remove(model)
         raise
@@ -164,7 +160,7 @@ def install(model: Any) -> None:
     model.forward = MethodType(_forward_for(type(model)), model)
 
 
-def _check(model: Any, transform: LogitTransform, head: nn.Module, remedy: str) -> None:
+def _check(model: Any, transform: LogitTransform) -> None:
     box: Capture = getattr(model.get_decoder(), CAPTURE)
     box.armed = True
     try:
@@ -173,13 +169,13 @@ def _check(model: Any, transform: LogitTransform, head: nn.Module, remedy: str) 
         box.armed, box.hidden = False, None
     name = type(model).__name__
     if hidden is None:
-        raise ValueError(f"{name} did not run its decoder; {remedy}")
+        raise ValueError(f"{name} did not run its decoder; {REMEDY}")
     with probe.evaluating(model):
-        fits, error = probe.agree(transform(head(hidden)), logits)
+        fits, error = probe.agree(transform(model.get_output_embeddings()(hidden)), logits)
     if not fits:
         raise ValueError(
             f"{name} does something to its logits that longspan does not know (relative difference "
-            f"{error:.1e} on {probe.TOKENS} tokens); {remedy}"
+            f"{error:.1e} on {probe.TOKENS} tokens); {REMEDY}"
         )
 
 

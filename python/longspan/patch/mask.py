@@ -116,13 +116,10 @@ def _refuse_unknown(function: Callable[..., Any]) -> None:
     for name in _parts(function):
         for part, reason in _REFUSED_PARTS.items():
             if name.startswith(part):
-                raise ValueError(
-                    f"this model asks for {reason}, which longspan's attention engine does not serve"
-                )
+                raise ValueError(f"this model asks for {reason}, which longspan's attention engine does not serve")
         if name not in _KNOWN_PARTS:
             raise ValueError(
-                f"this model builds its attention mask with {name}, which longspan's attention engine does "
-                "not know"
+                f"this model builds its attention mask with {name}, which longspan's attention engine does not know"
             )
 
 
@@ -184,12 +181,7 @@ def _probe_documents(
     rows = torch.arange(batch, device=device)[:, None]
     queries = torch.arange(1, length, device=device)[None, :]
     sees = mask_function(rows, 0, queries, queries - 1)
-    if (
-        sees.shape[0] == 1
-        and not torch.compiler.is_compiling()
-        and sees.device.type == "cpu"
-        and bool(sees.all())
-    ):
+    if sees.shape[0] == 1 and not torch.compiler.is_compiling() and sees.device.type == "cpu" and bool(sees.all()):
         return None
     starts = torch.nn.functional.pad((~sees).expand(batch, length - 1), (1, 0))
     return starts.cumsum(-1)
