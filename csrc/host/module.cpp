@@ -15,4 +15,6 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
       [] { return longspan::kernels::isa_name(longspan::kernels::select_isa(std::getenv("LONGSPAN_ISA"))); },
       "The instruction set that kernels use; the environment variable LONGSPAN_ISA overrides the choice.");
   longspan::host::bind_attention(m);
+  longspan::host::bind_gemm(m);
+  longspan::host::bind_loss(m);
 }

@@ -2,6 +2,7 @@
 
 from longspan.ops.attention import attention
 from longspan.ops.layout import TokenLayout
+from longspan.ops.loss import segment_linear_cross_entropy
 from longspan.ops.pattern import AttentionPattern
 
-__all__ = ["AttentionPattern", "TokenLayout", "attention"]
+__all__ = ["AttentionPattern", "TokenLayout", "attention", "segment_linear_cross_entropy"]

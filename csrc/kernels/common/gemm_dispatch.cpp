@@ -1,0 +1,56 @@
+// Scratch, argument checks and the choice of the instruction set for common/gemm.h.
+#include <algorithm>
+#include <stdexcept>
+
+#include "common/gemm.h"
+#include "common/per_isa.h"
+
+namespace longspan::kernels {
+
+LONGSPAN_DECLARE_PER_ISA(void gemm(const GemmArgs&, const Parallel&, void* scratch))
+
+namespace {
+
+void check(const GemmArgs& args) {
+  const bool wide = args.dtype_a == DType::kFloat64;
+  if (wide != (args.dtype_b == DType::kFloat64) || wide != (args.dtype_c == DType::kFloat64))
+    throw std::invalid_argument("gemm: float64 does not mix with other dtypes");
+}
+
+/// Enough for the packed blocks of A and B under every instruction set, and for a float block of C when C is bfloat16.
+int64_t scratch_bytes(const GemmArgs& args) {
+  constexpr int64_t kWidest = 64;  // rows and columns are packed in multiples of less than this
+  const int64_t m = std::min(args.m, kGemmRows) + kWidest, n = std::min(args.n, kGemmColumns) + kWidest;
+  const int64_t k = std::min(args.k, kGemmDepth);
+  const int64_t c = args.dtype_c == DType::kBFloat16 ? m * n : 0;
+  return ((m + n) * k + c) * element_size(statistics_dtype(args.dtype_a)) + 3 * 64;
+}
+
+void dispatch(const GemmArgs& args, const Context& context, void* scratch) {
+  LONGSPAN_CALL_PER_ISA(context.isa, gemm, args, context.parallel, scratch);
+}
+
+}  // namespace
+
+void gemm_cpu(const GemmArgs& args, const Context& context) {
+  check(args);
+  if (args.m <= 0 || args.n <= 0) return;
+  dispatch(args, context, context.workspace.get(context.workspace.self, scratch_bytes(args)));
+}
+
+void OwnGemm::run(const GemmArgs& args) {
+  check(args);
+  if (args.m <= 0 || args.n <= 0) return;
+  const int64_t needed = scratch_bytes(args);
+  if (needed > bytes_) {
+    scratch_ = context_.workspace.get(context_.workspace.self, needed);
+    bytes_ = needed;
+  }
+  dispatch(args, context_, scratch_);
+}
+
+Gemm OwnGemm::gemm() {
+  return {this, [](void* self, const GemmArgs& args) { static_cast<OwnGemm*>(self)->run(args); }};
+}
+
+}  // namespace longspan::kernels
