@@ -84,20 +84,24 @@ def evaluate(
     console = Console()
     with progress_bar(task.value) as progress:
         results: dict[int, Any]
+        about: dict[str, Any]
         if task is Task.perplexity:
             from longspan.eval import perplexity
 
             texts = select_documents(tokenizer, data, form, documents, max(sizes))
             results = dict(perplexity(loaded, texts, sizes, stride, progress=progress))
+            about = {"data": data, "format": form, "documents": len(texts), "stride": stride}
             title = f"{model}: perplexity on {len(texts)} documents of {data}"
             table = tables.perplexity(title, results)
         else:
             from longspan.eval import passkey
 
             results = dict(passkey(loaded, tokenizer, sizes, trials, seed, progress=progress))
+            about = {"trials": trials, "seed": seed}
             table = tables.passkey(f"{model}: passkey retrieval, {trials} trials per length", results)
     console.print(table)
     if out is not None:
-        about = {"task": task.value, "model": model, "data": data, "stride": stride, "trials": trials, "seed": seed}
         out.parent.mkdir(parents=True, exist_ok=True)
-        folders.write_file(out, json.dumps({**about, "results": results}, indent=1) + "\n")
+        folders.write_file(
+            out, json.dumps({"task": task.value, "model": model, **about, "results": results}, indent=1) + "\n"
+        )
