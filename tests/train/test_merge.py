@@ -70,6 +70,7 @@ def test_full_fine_tuning_leaves_a_plain_checkpoint(make: Make, cache: Path) -> 
     assert (_logits(plain) - _logits(AutoModelForCausalLM.from_pretrained(make()["model"]))).abs().max() > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 def test_adapter_loads_with_plain_peft(make: Make, cache: Path) -> None:
     from peft import PeftModel
 

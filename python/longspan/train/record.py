@@ -48,6 +48,7 @@ class Recorder(TrainerCallback):
         self.steps: list[StepRecord] = []
         self.pending: list[StepRecord] = []
         self.tokens_before = 0
+        self.peak_memory = 0
         self._writer: Any = None
         self._losses: list[torch.Tensor] = []
         self._tokens = 0
@@ -129,7 +130,7 @@ class Recorder(TrainerCallback):
             "tokens_per_second": sum(one.tokens for one in done) / seconds,
             "seconds_per_step": seconds / len(done),
             "tokens": self.tokens_before + sum(one.tokens for one in self.steps),
-            "peak_memory_bytes": memory.peak_rss(),
+            "peak_memory_bytes": self.measure_peak(),
         }
         cuda = memory.peak_cuda()
         if cuda is not None:
@@ -140,6 +141,11 @@ class Recorder(TrainerCallback):
         for name, value in line.items():
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, record.step)
+
+    def measure_peak(self) -> int:
+        """Peak resident bytes since training began; the system's own figure may drop by a few pages again."""
+        self.peak_memory = max(self.peak_memory, memory.peak_rss())
+        return self.peak_memory
 
     def close(self) -> None:
         """Flush and close the TensorBoard file."""

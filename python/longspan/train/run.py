@@ -175,7 +175,7 @@ class _Run:
             recorder.close()
             for one in shown:
                 one.close()
-        peak, peak_cuda = memory.peak_rss(), memory.peak_cuda()
+        peak, peak_cuda = recorder.measure_peak(), memory.peak_cuda()
         final = self._save_final(trainer, tokenizer)
         after = self._score(model, held_out) if self.evaluate else None
         steps = recorder.steps
