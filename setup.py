@@ -37,7 +37,8 @@ class CMakeBuild(build_ext):
             sys.exit("longspan: no torch>=2.10 headers found; install torch first or set LONGSPAN_TORCH_ROOT")
         package = Path("python") if self.editable_mode else Path(self.build_lib)
         out = (package / "longspan").resolve()
-        build = Path(self.build_temp).resolve()
+        # An editable install keeps its objects, so that a rebuild compiles what changed.
+        build = (ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp)).resolve()
         out.mkdir(parents=True, exist_ok=True)
         build.mkdir(parents=True, exist_ok=True)
         # A kept build folder remembers a ninja that an isolated build has since deleted.

@@ -1,6 +1,8 @@
 // longspan.kernels.attention_fwd and attention_bwd: the attention kernels on plain arrays.
 #include "kernels/attention/attention.h"
 
+#include <pybind11/stl.h>
+
 #include <cmath>
 #include <optional>
 
@@ -184,6 +186,13 @@ float32, float64, bfloat16 (bfloat16 results are uint16 bits). threads 0 uses al
   m.def("attention_bwd", &attention_bwd, py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
         py::arg("lse"), py::arg("spec") = Spec{}, py::kw_only(), py::arg("threads") = 0,
         "Attention backward from the saved out and lse; returns (dq, dk, dv) with the shapes of q, k, v.");
+  m.def(
+      "attention_visible_pairs",
+      [](const Spec& spec, int64_t batch, int64_t heads, int64_t queries, int64_t keys) {
+        return kernels::attention_visible_pairs(spec.spec, batch, heads, queries, keys);
+      },
+      py::arg("spec"), py::arg("batch"), py::arg("heads"), py::arg("queries"), py::arg("keys"),
+      "How many (query, head, key) pairs the spec makes visible.");
 }
 
 }  // namespace longspan::host

@@ -81,18 +81,18 @@ void add_rows(const T* from, int64_t padded, int64_t count, int64_t dim, T facto
     for (int64_t d = 0; d < dim; ++d) to[r * stride + d] += from[r * padded + d] * factor;
 }
 
-/// Probabilities from base-2 logits, then dscores = P * (dP - delta), in place of dP.
+/// Probabilities from base-2 logits, then dscores = P * (dP - delta + dlse), in place of dP.
 template <class T>
-void softmax_gradient(const Columns& columns, int64_t count, const T* lse, const T* delta, const T* slope, T* probabilities,
-                      T* dscores) {
+void softmax_gradient(const Columns& columns, int64_t count, const T* lse, const T* delta, const T* dlse, const T* slope,
+                      T* probabilities, T* dscores) {
   for (int64_t i = 0; i < count; ++i) {
     // In base 2 and in two parts: one rounding of the product would shift a whole row of probabilities.
     const double base2 = lse[i] == kMinusInfinity<T> ? 0.0 : double(lse[i]) * 1.4426950408889634074;
-    const T top = T(base2), rest = T(base2 - double(top));
+    const T top = T(base2), rest = T(base2 - double(top)), extra = dlse ? dlse[i] : T(0);
     T *p = probabilities + i * kScoreStride, *ds = dscores + i * kScoreStride;
     for (int c = columns.first; c < columns.last; c += kLanes<T>) {
       const Vec<T> x = exp2<T>((load(p + c) - top) - rest);
-      Vec<T> g = x * (load(ds + c) - delta[i]);
+      Vec<T> g = x * ((load(ds + c) - delta[i]) + extra);
       if (slope) g *= load(slope + i * kScoreStride + c);
       store(p + c, x);
       store(ds + c, g);
@@ -116,7 +116,7 @@ struct Backward {
   Accumulator<T> dk = Accumulator<T>::template of<S>(grads.dk, context);
   Accumulator<T> dv = Accumulator<T>::template of<S>(grads.dv, context);
 
-  /// delta[b,h,t] = <dout, out> - dlse
+  /// delta[b,h,t] = <dout, out>, summed as block_gemm sums dP, so that a row that sees one key gets exactly dP - delta = 0
   void row_sums() {
     const int64_t chunks = ceil_div(Q, kBlock);
     parallel_for(context, B * H * chunks, [&](int64_t task, int) {
@@ -124,8 +124,12 @@ struct Backward {
       for (int64_t t = first; t < Q && t < first + kBlock; ++t) {
         const S *g = row_of<const S>(grads.dout, b, h, t), *o = row_of<const S>(io.out, b, h, t);
         T sum = T(0);
-        for (int64_t d = 0; d < D; ++d) sum += load_as<T>(g + d) * load_as<T>(o + d);
-        if (grads.dlse) sum -= static_cast<const T*>(grads.dlse)[bh * Q + t];
+        for (int64_t begin = 0; begin < D; begin += kChain) {
+          T part = T(0);
+          for (int64_t d = begin; d < D && d < begin + kChain; ++d)
+            part = multiply_add(load_as<T>(g + d), load_as<T>(o + d), part);
+          sum += part;
+        }
         delta[bh * Q + t] = sum;
       }
     });
@@ -154,7 +158,9 @@ struct Backward {
       mask_scores<T>(bounds, rows, c, b, begin, N, n, s.probabilities);
     }
     block_gemm<T>(n, cols, D, s.dout, D, {s.values_t + at * D, D}, s.dscores + c.first, kScoreStride, false);
-    softmax_gradient<T>(c, n, static_cast<const T*>(io.lse) + stat, delta + stat, s.slope, s.probabilities, s.dscores);
+    softmax_gradient<T>(c, n, static_cast<const T*>(io.lse) + stat, delta + stat,
+                        grads.dlse ? static_cast<const T*>(grads.dlse) + stat : nullptr, s.slope, s.probabilities,
+                        s.dscores);
 
     block_gemm<T, true>(keys, padded, n, s.probabilities + c.first, kScoreStride, {s.dout_panels, n}, s.dv + at * padded,
                         padded, true);

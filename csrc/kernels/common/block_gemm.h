@@ -63,17 +63,26 @@ struct Panels {
   int64_t first = 0;
 };
 
+/// Longest sum kept in one register; longer ones are sums of such parts, which bounds the rounding error.
+inline constexpr int kChain = 128;
+
 /// C[rows, cols] (+)= op(A) B for `cols` a multiple of the vector width; uses `depth` rows of B.
 template <class T, bool TransposeA = false>
 inline void block_gemm(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t lda, Panels<T> b, T* c, int64_t ldc,
                        bool accumulate) {
   static_assert(kRegisterVecs == 2, "a last panel is one vector wide");
-  int64_t n = 0;
-  for (; n + kPanel<T> <= cols; n += kPanel<T>)
-    panel_product<T, kRegisterVecs, TransposeA>(rows, depth, a, lda, b.data + n * b.depth + b.first * kPanel<T>, c + n, ldc,
-                                                accumulate);
-  if (n < cols)
-    panel_product<T, 1, TransposeA>(rows, depth, a, lda, b.data + n * b.depth + b.first * kLanes<T>, c + n, ldc, accumulate);
+  for (int64_t k = 0; k < depth || k == 0; k += kChain) {
+    const int64_t part = depth - k < kChain ? depth - k : kChain;
+    const T* from = TransposeA ? a + k * lda : a + k;
+    const bool add = accumulate || k > 0;
+    int64_t n = 0;
+    for (; n + kPanel<T> <= cols; n += kPanel<T>)
+      panel_product<T, kRegisterVecs, TransposeA>(rows, part, from, lda, b.data + n * b.depth + (b.first + k) * kPanel<T>,
+                                                  c + n, ldc, add);
+    if (n < cols)
+      panel_product<T, 1, TransposeA>(rows, part, from, lda, b.data + n * b.depth + (b.first + k) * kLanes<T>, c + n, ldc,
+                                      add);
+  }
 }
 
 /// Packs src[depth, cols] (row stride `stride`) into panels; columns are zero-padded to `padded` (lane multiple).

@@ -125,6 +125,17 @@ inline T horizontal_sum(Vec<T> a) {
   return a[0];
 }
 
+/// a * b + c as the vector products round it: once where the instruction set has a fused multiply-add.
+#if defined(__FMA__) || defined(__aarch64__)
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <class T>
+inline T multiply_add(T a, T b, T c) {
+  return a * b + c;
+}
+#endif
+
 template <class T>
 inline constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 

@@ -1,0 +1,35 @@
+"""The error law that every kernel obeys: bounded by the error of PyTorch's own arithmetic in the same dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FORWARD, BACKWARD = 2.0, 3.0
+
+
+def assert_error_bound(name: str, ours: Tensor, torchs: Tensor, exact: Tensor, factor: float) -> None:
+    """max|ours - exact| <= factor * max|torch - exact| + eps, and the same for the RMS, so outliers cannot hide.
+
+    exact: the float64 reference on the same (already rounded) inputs; torchs: the same reference in the dtype of ours.
+    eps: two units in the last place of the largest value. For float64 no wider oracle exists: give torch's float32
+    result, whose error is scaled by the ratio of the two precisions, and one more of it is allowed because the
+    reference itself is then rounded as often as the kernel.
+    """
+    assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
+    if not ours.numel():
+        return
+    infinite = torch.isinf(exact)
+    assert torch.equal(infinite, torch.isinf(ours)), f"{name}: infinities differ"
+    ours64, torch64, exact64 = (torch.where(infinite, 0.0, x.double()) for x in (ours, torchs, exact))
+    assert torch.isfinite(ours64).all(), f"{name}: not finite"
+    eps = 2 * torch.finfo(ours.dtype).eps * max(1.0, exact64.abs().max().item())
+    scale = torch.finfo(ours.dtype).eps / torch.finfo(torchs.dtype).eps
+    factor += ours.dtype == torch.float64
+    error, allowed = (ours64 - exact64).abs(), (torch64 - exact64).abs() * scale
+    for kind, e, a in (("max", error.max(), allowed.max()), ("rms", _rms(error), _rms(allowed))):
+        assert e.item() <= factor * a.item() + eps, f"{name}: {kind} error {e:.3e}, torch has {a:.3e}, eps {eps:.1e}"
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()

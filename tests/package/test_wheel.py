@@ -1,0 +1,138 @@
+"""The wheel: built with default isolation, installed where no compiler is, linked to what it may be linked to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from tests.package.wheel import Built, clean_environment, install
+
+C_LIBRARIES = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "libpthread.so.0", "libdl.so.2"}
+LOADER = re.compile(r"ld-linux.*\.so\.\d")
+NEEDED = {
+    "liblongspan_kernels.so": set(),
+    "_ops.so": {"liblongspan_kernels.so", "libtorch_cpu.so"},
+    "_host": {"liblongspan_kernels.so"},
+}
+TORCH_TARGET = "0x020a000000000000"  # 2.10: the C shims that exist since then
+
+USE = """
+import shutil, sys
+assert not any(shutil.which(tool) for tool in ("gcc", "g++", "cc", "c++", "cmake", "ninja")), "a compiler is on PATH"
+import torch, longspan
+from longspan import AttentionPattern, kernels
+assert longspan.__file__.startswith(sys.prefix), longspan.__file__
+q, k, v = (torch.randn(1, heads, 300, 32, requires_grad=True) for heads in (4, 2, 2))
+out = longspan.ops.attention(q, k, v, AttentionPattern.s2(group_size=64))
+out.square().sum().backward()
+assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
+dense = longspan.ops.attention(q, k, v)
+repeated = (x.repeat_interleave(2, 1) for x in (k, v))
+torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attention(q, *repeated, is_causal=True))
+plain, _ = kernels.attention_fwd(*(x.detach().numpy() for x in (q, k, v)))
+torch.testing.assert_close(torch.from_numpy(plain), dense.detach())
+print("used")
+"""
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the wheel installed."""
+    return install(wheel.path, tmp_path_factory.mktemp("environment") / "venv")
+
+
+def run_without_tools(python: Path, *arguments: str, folder: Path) -> str:
+    environment = clean_environment(PATH=str(folder), HOME=str(folder))
+    done = subprocess.run(
+        [str(python), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_installed_wheel_runs_without_a_compiler(python: Path, tmp_path: Path) -> None:
+    assert run_without_tools(python, "-c", USE, folder=tmp_path).strip() == "used"
+
+
+def test_the_installed_wheel_reports(python: Path, tmp_path: Path) -> None:
+    text = run_without_tools(python, "-m", "longspan", folder=tmp_path)
+    assert "missing" not in text
+    assert "attention_fwd" in text
+    assert "cpu: yes" in text
+
+
+def test_nothing_is_downloaded_twice(wheel: Built) -> None:
+    asked = re.findall(r"^\s*Collecting (\S+)", wheel.log, re.MULTILINE)
+    assert any(name.startswith("pybind11") for name in asked), "pip -v no longer prints what it collects"
+    assert [name for name in asked if name.startswith("torch")] == []
+
+
+def test_the_wheel_holds_the_package_only(unpacked: Path) -> None:
+    folders = {p.name for p in unpacked.iterdir()}
+    assert {name.split("-")[0] for name in folders} == {"longspan"}
+    libraries = sorted(p.name.split(".")[0] for p in unpacked.rglob("*.so"))
+    assert libraries == ["_host", "_ops", "liblongspan_kernels"]
+    assert (unpacked / "longspan" / "py.typed").is_file()
+
+
+def elf(unpacked: Path, start: str) -> Path:
+    (found,) = (unpacked / "longspan").glob(f"{start}*")
+    return found
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_libraries_need_only_what_they_may(unpacked: Path, name: str) -> None:
+    with elf(unpacked, name).open("rb") as file:
+        tags = list(ELFFile(file).get_section_by_name(".dynamic").iter_tags())
+    needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
+    assert {n for n in needed if not LOADER.fullmatch(n)} - C_LIBRARIES == NEEDED[name]
+    paths = [tag.runpath for tag in tags if tag.entry.d_tag == "DT_RUNPATH"]
+    paths += [tag.rpath for tag in tags if tag.entry.d_tag == "DT_RPATH"]
+    assert set(paths) <= {"$ORIGIN"}
+    if "liblongspan_kernels.so" in NEEDED[name]:
+        assert paths == ["$ORIGIN"]
+
+
+def symbols(path: Path, *, defined: bool) -> set[str]:
+    with path.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".dynsym")
+        return {s.name for s in table.iter_symbols() if s.name and (s["st_shndx"] != "SHN_UNDEF") == defined}
+
+
+def shims(folder: Path) -> set[str]:
+    """The C functions that torch promises to keep since the target version: its two shim headers, preprocessed."""
+    source = folder / "shims.cpp"
+    source.write_text("#include <torch/csrc/stable/c/shim.h>\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n")
+    include = Path(sysconfig.get_path("purelib")) / "torch" / "include"
+    command = ["g++", "-std=gnu++20", "-E", f"-I{include}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", str(source)]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return set(re.findall(r"\b((?:aoti_)?torch_\w+)\s*\(", text))
+
+
+def test_torch_symbols_are_stable_shims(unpacked: Path, tmp_path: Path) -> None:
+    ours = symbols(elf(unpacked, "liblongspan_kernels.so"), defined=True)
+    wanted = symbols(elf(unpacked, "_ops.so"), defined=False) - ours
+    of_torch = {name for name in wanted if re.search(r"torch|^_ZNK?2at|c10|caffe2", name)}
+    allowed = shims(tmp_path)
+    assert of_torch, "_ops.so asks torch for nothing"
+    assert "torch_call_dispatcher" in allowed
+    assert of_torch - allowed == set()
+
+
+def test_kernels_know_neither_torch_nor_python(unpacked: Path) -> None:
+    for name in ("liblongspan_kernels.so", "_host"):
+        wanted = symbols(elf(unpacked, name), defined=False)
+        assert {s for s in wanted if re.search(r"torch|c10|_ZNK?2at", s)} == set()
+    kernels = symbols(elf(unpacked, "liblongspan_kernels.so"), defined=False)
+    assert {s for s in kernels if s.startswith(("Py", "_Py"))} == set()
