@@ -98,6 +98,21 @@ def test_labels_of_conversations_survive_cutting_and_packing(chat_tokenizer: Any
         assert any(label != -100 for label in collate([rows[index]])["labels"][0].tolist())
 
 
+@pytest.mark.parametrize("packing", ["documents", "none"])
+def test_a_piece_whose_only_label_comes_first_is_left_out(chat_tokenizer: Any, tmp_path: Path, packing: str) -> None:
+    """The end of turn falls on the first token of the second piece, where nothing precedes it."""
+    for size in range(60):
+        messages = [{"role": "user", "content": "é" * size}, {"role": "assistant", "content": "a"}]
+        if len(chat_tokenizer.apply_chat_template(messages)["input_ids"]) == 34:
+            break
+    path = write(tmp_path / "a.jsonl", [{"messages": messages}])
+    rows = build(config(path, format="messages", length=32, packing=packing), chat_tokenizer, cache_dir=tmp_path).train
+    (ids,) = rows.documents()
+    assert len(ids) == 34
+    assert chat_tokenizer.decode(ids[32:]) == "</s>\n"
+    assert (len(rows), rows.stats.left_out) == (1, 1)
+
+
 def test_the_same_seed_gives_the_same_rows_and_another_another_order(chat_tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": f"{number} the user " * 9} for number in range(20)])
 
