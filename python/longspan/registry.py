@@ -130,14 +130,10 @@ def register(axis: str, name: str) -> Callable[[type[T]], type[T]]:
     def add(cls: type[T]) -> type[T]:
         known = _METHODS[axis].get(name)
         if known is not None:
-            raise ValueError(
-                f"{noun(axis)} {name!r} is registered already by {known.__module__}.{known.__qualname__}"
-            )
+            raise ValueError(f"{noun(axis)} {name!r} is registered already by {known.__module__}.{known.__qualname__}")
         default = cls.model_fields["method"].default
         if default != name:
-            raise ValueError(
-                f"{cls.__qualname__}.method defaults to {default!r} but is registered as {name!r}"
-            )
+            raise ValueError(f"{cls.__qualname__}.method defaults to {default!r} but is registered as {name!r}")
         cls.axis = axis
         _METHODS[axis][name] = cls
         _RESERVED[axis].discard(name)
@@ -179,15 +175,12 @@ def _resolve(axis: str, phase: str | None, given: Any) -> Method:
     else:
         if not isinstance(given, dict) or "method" not in given:
             raise ValueError(
-                f"must be a mapping with the key 'method', not {given!r}; available: "
-                f"{', '.join(available(axis))}"
+                f"must be a mapping with the key 'method', not {given!r}; available: {', '.join(available(axis))}"
             )
         config = lookup(axis, given["method"]).model_validate(given)
     phases = getattr(config, "phases", None)
     if phase is not None and phases is not None and phase not in phases:
-        fitting = [
-            name for name in available(axis) if phase in getattr(_METHODS[axis][name], "phases", (phase,))
-        ]
+        fitting = [name for name in available(axis) if phase in getattr(_METHODS[axis][name], "phases", (phase,))]
         raise ValueError(
             f"{noun(axis)} {config.method!r} serves {', '.join(phases)} only, not {phase}; "
             f"available for {phase}: {', '.join(fitting)}"

@@ -133,9 +133,7 @@ class Encoder:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
     def _span(self, messages: Sequence[Mapping[str, Any]], index: int, text: str, where: str) -> tuple[int, int]:
-        """Characters of ``text`` that message ``index`` made the model say, its end-of-turn token
-        included.
-        """
+        """Characters of ``text`` that message ``index`` made the model say, its end-of-turn token included."""
         before = self._render(messages[:index], prompt=True) if index else ""
         through = self._render(messages[: index + 1])
         if not index or not text.startswith(through) or not through.startswith(before):

@@ -16,9 +16,7 @@ IGNORED = -100
 
 
 class Row(TypedDict):
-    """``labels`` line up with ``input_ids`` (not shifted), -100 is ignored; ``doc_lengths`` sums to their
-    length.
-    """
+    """``labels`` line up with ``input_ids`` (not shifted), -100 is ignored; ``doc_lengths`` sums to their length."""
 
     input_ids: list[int]
     labels: list[int]
@@ -38,8 +36,7 @@ class RowStats:
 
 
 class Rows:
-    """Rows of at most ``length`` tokens out of some documents of a store; picklable, deterministic in
-    ``seed``.
+    """Rows of at most ``length`` tokens out of some documents of a store; picklable, deterministic in ``seed``.
 
     ``packing`` documents: long documents are cut, pieces fill rows best fit; no token of a text is lost,
     and of other formats only pieces without a label are left out (counted in ``stats``). ``packing`` none:
@@ -113,9 +110,7 @@ class Rows:
         return row
 
     def documents(self, *, at_least: int = 1) -> list[list[int]]:
-        """Whole documents (token ids), as evaluation by context length wants them, those of ``at_least``
-        tokens.
-        """
+        """Whole documents (token ids), as evaluation by context length wants them, those of ``at_least`` tokens."""
         offsets, ids = self.store.offsets, self.store.ids
         spans = ((int(offsets[index]), int(offsets[index + 1])) for index in self.document_indices)
         return [ids[start:stop].tolist() for start, stop in spans if stop - start >= at_least]

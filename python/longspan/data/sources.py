@@ -101,9 +101,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Place]:
 
 
 class HubDataset(Source):
-    """A dataset that the package `datasets` finds by name (or folder), as name[:config[:split]], split
-    train.
-    """
+    """A dataset that the package `datasets` finds by name (or folder), as name[:config[:split]], split train."""
 
     def __init__(self, name: str) -> None:
         import datasets

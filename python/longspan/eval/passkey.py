@@ -40,9 +40,7 @@ class Retrieval(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids whose last word the model is to continue with ``key``; ``depth`` is where the key really
-    stands.
-    """
+    """Token ids whose last word the model is to continue with ``key``; ``depth`` is where the key really stands."""
 
     ids: list[int]
     key: str
@@ -51,9 +49,7 @@ class Prompt:
 
 
 class PromptMaker:
-    """Builds prompts of an exact length out of a tokenizer and a filler text, which is repeated where it
-    ends.
-    """
+    """Builds prompts of an exact length out of a tokenizer and a filler text, which is repeated where it ends."""
 
     def __init__(self, tokenizer: Any, filler: str | None = None) -> None:
         text = reference_text() if filler is None else filler
@@ -173,8 +169,7 @@ def _retrieval(rows: list[Trial]) -> Retrieval:
     return Retrieval(
         accuracy=sum(row["correct"] for row in rows) / len(rows),
         by_depth={
-            f"{i * step}-{(i + 1) * step} %": sum(band) / len(band) if band else None
-            for i, band in enumerate(bands)
+            f"{i * step}-{(i + 1) * step} %": sum(band) / len(band) if band else None for i, band in enumerate(bands)
         },
         trials=rows,
     )

@@ -86,9 +86,7 @@ class NextTokenLoss:
         ids = torch.arange(8, device=self.model.device)[None] % self.vocabulary
         want = self.model(input_ids=ids, use_cache=False).logits[0].float()
         got = self._head(self._hidden(ids)[0])
-        return got.shape == want.shape and bool(
-            torch.allclose(got, want, rtol=1e-3, atol=1e-4 * want.abs().max())
-        )
+        return got.shape == want.shape and bool(torch.allclose(got, want, rtol=1e-3, atol=1e-4 * want.abs().max()))
 
     def sum(self, ids: torch.Tensor, first: int) -> float:
         """Sum of -log p(ids[t] | ids[:t]) for t from ``first`` (>= 1) to the end; ids int64 [T]."""
@@ -104,11 +102,7 @@ class NextTokenLoss:
                     logits = self._head(hidden[start - 1 : stop - 1])
                 else:
                     positions = torch.arange(start - 1, stop - 1, device=ids.device)
-                    logits = (
-                        self.model(input_ids=given, use_cache=False, logits_to_keep=positions)
-                        .logits[0]
-                        .float()
-                    )
+                    logits = self.model(input_ids=given, use_cache=False, logits_to_keep=positions).logits[0].float()
                 losses = torch.nn.functional.cross_entropy(logits, ids[start:stop], reduction="none")
                 total += float(losses.double().sum())
         except IndexError as error:

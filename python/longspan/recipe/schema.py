@@ -1,4 +1,4 @@
-"""The recipe: one answer per axis, and how to run them. See docs/recipe.md for every key."""
+"""The recipe: one answer per axis, and how to run them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ from longspan.tokens import AllTokens, TokenMethod
 
 
 class Recipe(Config):
-    """A whole training run in one immutable object; ``Recipe.model_validate(dict)`` or
-    ``Recipe.from_yaml(path)``.
+    """A whole training run in one immutable object; ``Recipe.model_validate(dict)`` or ``Recipe.from_yaml(path)``.
 
-    Raises :class:`RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right
-    one.
+    Raises :class:`RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right one.
     """
 
     model: str = Field(default="demo", min_length=1)
@@ -93,8 +91,7 @@ class Recipe(Config):
         return text
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with dotted keys changed: ``recipe.replace({"trainer.steps": 10})``. Checked like any
-        recipe.
+        """A copy with dotted keys changed: ``recipe.replace({"trainer.steps": 10})``. Checked like any recipe.
 
         A mapping with another ``method`` replaces the whole method; other values replace one key.
         """
@@ -111,9 +108,7 @@ class Recipe(Config):
         return type(self).model_validate(data)
 
     def unavailable(self) -> list[str]:
-        """What the recipe asks for, by default or by name, that this version leaves to Hugging Face's
-        modules.
-        """
+        """What the recipe asks for, by default or by name, that this version leaves to Hugging Face's modules."""
         return [
             f"lean.{name} is not available yet: the model's own module runs"
             for name, wanted in self.lean.model_dump().items()
