@@ -1,4 +1,4 @@
-// torch op longspan::linear_cross_entropy_fwd on the CPU: check, allocate, launch.
+// torch op longspan::linear_cross_entropy on the CPU: check, allocate, launch.
 #include "kernels/loss/loss.h"
 
 #include <tuple>
@@ -13,23 +13,23 @@ namespace {
 const void* vector_data(const std::optional<Tensor>& x, int64_t length, ScalarType type, const char* name) {
   if (!x) return nullptr;
   STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == length && x->is_contiguous() && x->scalar_type() == type,
-                  "longspan::linear_cross_entropy_fwd: ", name, " must be contiguous and have length ", length,
+                  "longspan::linear_cross_entropy: ", name, " must be contiguous and have length ", length,
                   " and the right dtype");
   return x->const_data_ptr();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_on_cpu(
     const Tensor& hidden, const Tensor& weight, std::optional<Tensor> bias, const Tensor& labels,
     std::optional<Tensor> row_weights, int64_t segment, int64_t ignore_index, double logit_scale, double logit_softcap,
     bool per_row, bool need_dhidden, bool need_dweight, bool need_dbias) {
   const auto h = view_of<2>(hidden), w = view_of<2>(weight);
   const int64_t T = h.size[0], C = h.size[1], V = w.size[0];
-  STD_TORCH_CHECK(w.size[1] == C && h.dtype == w.dtype, "longspan::linear_cross_entropy_fwd: hidden and weight do not fit");
-  STD_TORCH_CHECK(segment >= 1, "longspan::linear_cross_entropy_fwd: segment must be at least 1");
-  STD_TORCH_CHECK(!need_dbias || bias, "longspan::linear_cross_entropy_fwd: need_dbias without a bias");
+  STD_TORCH_CHECK(w.size[1] == C && h.dtype == w.dtype, "longspan::linear_cross_entropy: hidden and weight do not fit");
+  STD_TORCH_CHECK(segment >= 1, "longspan::linear_cross_entropy: segment must be at least 1");
+  STD_TORCH_CHECK(!need_dbias || bias, "longspan::linear_cross_entropy: need_dbias without a bias");
   STD_TORCH_CHECK(
       labels.dim() == 1 && labels.size(0) == T && labels.is_contiguous() && labels.scalar_type() == ScalarType::Long,
-      "longspan::linear_cross_entropy_fwd: labels must be contiguous int64 with one label a row");
+      "longspan::linear_cross_entropy: labels must be contiguous int64 with one label a row");
   const ScalarType statistics = statistics_type(hidden);
   const auto gradient = [](bool needed, const Tensor& like) {
     return needed ? torch::stable::new_empty(like, {like.size(0), like.size(1)}) : torch::stable::new_empty(like, {0});
@@ -64,6 +64,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd_cpu(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) { m.impl("linear_cross_entropy_fwd", TORCH_BOX(&linear_cross_entropy_fwd_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) { m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy_on_cpu)); }
 
 }  // namespace longspan::ops

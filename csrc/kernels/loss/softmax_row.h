@@ -39,13 +39,16 @@ inline Vec<T> exp_nonpositive(Vec<T> x) {
   return select<T>(tiny, Vec<T>{}, (Vec<T>)((Mask<T>)p + scale));
 }
 
-/// How raw products become logits, and what a row of them is worth.
+/// How raw products become logits z. A row is kept as z / unit: with a soft-cap that is tanh, whose square the gradient
+/// needs, and differences of z lose nothing to a division by the cap.
 template <class T, class S>
 struct RowLogits {
   const S* bias;  // or null
   T scale, softcap;
 
   bool plain() const { return !bias && scale == T(1) && softcap == T(0); }
+  bool capped() const { return softcap > T(0); }
+  T unit() const { return capped() ? softcap : T(1); }
 };
 
 /// Calls body(pointer to kLanes values, first column) over a row; the last columns go through a padded copy.
@@ -71,17 +74,17 @@ inline Vec<T> load_lanes(const S* p, int64_t count) {
   return out;
 }
 
-/// Turns raw products into logits in place and returns their maximum.
+/// Turns raw products into z / unit in place and returns their maximum.
 template <class T, class S>
 inline T finish_logits(const RowLogits<T, S>& logits, T* row, int64_t V) {
   constexpr T lowest = kMinusInfinity<T>;
   if (!logits.plain()) {
-    const T inner = logits.softcap > T(0) ? logits.scale / logits.softcap : logits.scale;
+    const T inner = logits.scale / logits.unit();
     for_lanes<T>(row, V, T(0), [&](T* p, int64_t c) {
       Vec<T> x = load(p);
       if (logits.bias) x += load_lanes<T>(logits.bias + c, V - c);
       x *= inner;
-      if (logits.softcap > T(0)) x = tanh<T>(x) * logits.softcap;
+      if (logits.capped()) x = tanh<T>(x);
       store(p, x);
     });
   }
@@ -95,9 +98,9 @@ inline T finish_logits(const RowLogits<T, S>& logits, T* row, int64_t V) {
   return out;
 }
 
-/// sum_v exp(row[v] - top), in runs short enough that float sums keep their digits.
+/// sum_v exp(unit * (row[v] - top)), in runs short enough that float sums keep their digits.
 template <class T>
-inline double sum_exp(const T* row, int64_t V, T top) {
+inline double sum_exp(const T* row, int64_t V, T top, T unit) {
   constexpr int64_t kRun = 64 * kLanes<T>;
   double total = 0;
   for (int64_t first = 0; first < V; first += kRun) {
@@ -106,12 +109,12 @@ inline double sum_exp(const T* row, int64_t V, T top) {
     Vec<T> sum[2] = {};
     int64_t c = 0;
     for (; c + 2 * kLanes<T> <= columns; c += 2 * kLanes<T>) {
-      sum[0] += exp_nonpositive<T>(load(part + c) - top);
-      sum[1] += exp_nonpositive<T>(load(part + c + kLanes<T>) - top);
+      sum[0] += exp_nonpositive<T>((load(part + c) - top) * unit);
+      sum[1] += exp_nonpositive<T>((load(part + c + kLanes<T>) - top) * unit);
     }
     for (; c < columns; c += kLanes<T>) {
       Vec<T> x = splat<T>(kMinusInfinity<T>);
-      for (int i = 0; i < kLanes<T> && c + i < columns; ++i) x[i] = part[c + i] - top;
+      for (int i = 0; i < kLanes<T> && c + i < columns; ++i) x[i] = (part[c + i] - top) * unit;
       sum[0] += exp_nonpositive<T>(x);
     }
     total += double(horizontal_sum<T>(sum[0] + sum[1]));
@@ -119,30 +122,27 @@ inline double sum_exp(const T* row, int64_t V, T top) {
   return total;
 }
 
-/// Returns weight * (log sum exp - row[label]); with `gradient`, the row becomes the gradient of that with respect to
-/// the raw products: weight * (softmax - onehot) * slope of the soft-cap * scale.
+/// Returns weight * (log sum exp z - z[label]); with `gradient`, the row becomes the gradient of that with respect to the
+/// raw products: weight * (softmax - onehot) * slope of the soft-cap * scale.
 template <class T, class S>
 inline double cross_entropy_row(const RowLogits<T, S>& logits, T* row, int64_t V, int64_t label, T weight, bool gradient) {
-  const T top = finish_logits<T, S>(logits, row, V);
-  const double sum = sum_exp<T>(row, V, top);
+  const T top = finish_logits<T, S>(logits, row, V), unit = logits.unit();
+  const double sum = sum_exp<T>(row, V, top, unit);
   const T target = row[label];
-  const double loss = double(weight) * ((double(top) - double(target)) + std::log(sum));
+  const double distance = (double(top) - double(target)) * double(unit);
+  const double loss = double(weight) * (distance + std::log(sum));
   if (!gradient) return loss;
-  const bool capped = logits.softcap > T(0);
-  const T inverse_cap = capped ? 1 / logits.softcap : T(0);
+  const bool capped = logits.capped();
   const double outer = double(weight) * double(logits.scale);
   const T factor = T(outer / sum);
   for_lanes<T>(row, V, kMinusInfinity<T>, [&](T* p, int64_t) {
     const Vec<T> z = load(p);
-    Vec<T> g = exp_nonpositive<T>(z - top) * factor;
-    if (capped) {
-      const Vec<T> t = z * inverse_cap;
-      g *= T(1) - t * t;
-    }
+    Vec<T> g = exp_nonpositive<T>((z - top) * unit) * factor;
+    if (capped) g *= T(1) - z * z;
     store(p, g);
   });
-  const double t = double(target) * double(inverse_cap);  // 0 without a soft-cap
-  row[label] = T((std::exp(double(target) - double(top)) / sum - 1) * outer * (1 - t * t));
+  const double slope = capped ? 1 - double(target) * double(target) : 1.0;
+  row[label] = T((std::exp(-distance) / sum - 1) * outer * slope);
   return loss;
 }
 

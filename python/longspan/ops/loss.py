@@ -61,7 +61,7 @@ def segment_linear_cross_entropy(
     targets = labels.reshape(-1).to(torch.int64).contiguous()
     _check_labels(targets, weight.shape[0], ignore_index)
     if not torch.compiler.is_compiling():
-        _native.require_op("linear_cross_entropy_fwd", hidden.device.type)
+        _native.require_op("linear_cross_entropy", hidden.device.type)
 
     statistics = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     row_weights = None if token_weights is None else token_weights.reshape(-1).to(statistics)
@@ -70,7 +70,7 @@ def segment_linear_cross_entropy(
         row_weights = share.expand(targets.shape) if row_weights is None else row_weights * share
     per_row = reduction == "none"
     now = torch.is_grad_enabled() and not per_row
-    loss = op("linear_cross_entropy_fwd")(
+    loss = op("linear_cross_entropy")(
         _rows_contiguous(rows),
         _rows_contiguous(weight),
         None if bias is None else bias.contiguous(),
@@ -163,9 +163,9 @@ def _check_options(
         raise ValueError(f"{name}: segment is {segment}; it must be at least 1")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction is {reduction!r}; allowed: {', '.join(REDUCTIONS)}")
-    if logit_softcap is not None and not (logit_softcap > 0 and math.isfinite(logit_softcap)):
+    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
         raise ValueError(f"{name}: logit_softcap is {logit_softcap}; it must be positive, or None for no cap")
-    if not math.isfinite(logit_scale):
+    if not -math.inf < logit_scale < math.inf:
         raise ValueError(f"{name}: logit_scale is {logit_scale}; it must be finite")
     if num_items is None:
         return
@@ -174,7 +174,7 @@ def _check_options(
     if isinstance(num_items, Tensor):
         if num_items.numel() != 1:
             raise ValueError(f"{name}: num_items has shape {tuple(num_items.shape)}; it must hold one number")
-    elif not (num_items > 0 and math.isfinite(num_items)):
+    elif not 0 < num_items < math.inf:
         raise ValueError(f"{name}: num_items is {num_items}; it must be positive")
 
 
@@ -217,7 +217,7 @@ def _fwd_fake(
 
 # loss is sum_t losses[t], or losses [T] when per_row; the gradients are those of the sum, empty where not needed.
 define(
-    "linear_cross_entropy_fwd",
+    "linear_cross_entropy",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor? row_weights, SymInt segment, "
     "int ignore_index, float logit_scale, float logit_softcap, bool per_row, bool need_dhidden, bool need_dweight, "
     "bool need_dbias) -> (Tensor loss, Tensor dhidden, Tensor dweight, Tensor dbias)",
@@ -254,7 +254,7 @@ def _backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor
         # A gradient per row reaches dweight inside the sum over rows: compute it again with those weights.
         hidden, weight, bias, labels, row_weights = ctx.saved_tensors
         weights = dloss.expand(labels.shape) if row_weights is None else row_weights * dloss
-        out = op("linear_cross_entropy_fwd")(
+        out = op("linear_cross_entropy")(
             hidden, weight, bias, labels, weights.contiguous(), *ctx.options, False, *needs
         )
         gradients = [g if n else None for g, n in zip(out[1:], needs, strict=True)]
@@ -268,4 +268,4 @@ def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
     return gradient * by.to(gradient.dtype)
 
 
-torch.library.register_autograd("longspan::linear_cross_entropy_fwd", _backward, setup_context=_save)
+torch.library.register_autograd("longspan::linear_cross_entropy", _backward, setup_context=_save)
