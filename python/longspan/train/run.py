@@ -62,6 +62,7 @@ def train(
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
     keep_checkpoints: int = 2,
+    patched: bool = True,
 ) -> TrainResult:
     """Train as a recipe (or a mapping, or a recipe file) says and return the figures.
 
@@ -70,7 +71,8 @@ def train(
     bit. callbacks: transformers' TrainerCallback objects. evaluate: score held-out rows before and after, all
     of them or the first n. progress: bar or lines on standard error; nothing else is printed. cache_dir:
     where the demo model is converted and tokens are kept. overwrite: remove an earlier run in the output
-    folder. keep_checkpoints: how many stay on disk.
+    folder. keep_checkpoints: how many stay on disk. patched: False trains the stock Hugging Face model with the same
+    data, trainer and trainable tensors, ignoring recipe.attention and recipe.lean: the baseline of a comparison.
 
     Raises ValueError (recipe, data, a checkpoint of another recipe, an output folder that holds a run),
     FileNotFoundError (model, data, checkpoint), `longspan.folders.BusyError` (another process trains in the folder),
@@ -91,7 +93,9 @@ def train(
             _start_fresh(run, overwrite=overwrite)
         else:
             _check_resumable(found, recipe)
-        return _Run(recipe, run, found, broken, evaluate, progress, cache_dir, callbacks, keep_checkpoints).go()
+        return _Run(
+            recipe, run, found, broken, evaluate, progress, cache_dir, callbacks, keep_checkpoints, patched
+        ).go()
 
 
 def _start_fresh(run: Path, *, overwrite: bool) -> None:
@@ -124,10 +128,11 @@ class _Run:
     cache_dir: str | Path | None
     callbacks: Sequence[TrainerCallback]
     keep_checkpoints: int
+    patched: bool
 
     def go(self) -> TrainResult:
         recipe, section = self.recipe, self.recipe.trainer
-        model, tokenizer = prepare(recipe, cache_dir=self.cache_dir)
+        model, tokenizer = prepare(recipe, cache_dir=self.cache_dir, patched=self.patched)
         rows, held_out = data.build(
             recipe.data,
             tokenizer,
@@ -143,6 +148,8 @@ class _Run:
             raise ValueError(
                 f"the training data changed since {self.found} was written: {saved['data']} -> {fingerprint}"
             )
+        if saved and saved.get("patched", True) != self.patched:
+            raise ValueError(f"{self.found} was written with patched={not self.patched}; resume it the same way")
         before = saved.get("held_out_before")
         if self.evaluate and not self.found:
             before = self._score(model, held_out)
@@ -166,7 +173,7 @@ class _Run:
             recorder=recorder,
             callbacks=[*shown, *self.callbacks],
             keep_checkpoints=self.keep_checkpoints,
-            state=lambda: {"data": fingerprint, "held_out_before": before},
+            state=lambda: {"data": fingerprint, "held_out_before": before, "patched": self.patched},
         )
         folders.write_file(self.run / checkpoint.RECIPE, recipe.to_yaml())
         try:
@@ -213,7 +220,7 @@ class _Run:
         return final
 
 
-def prepare(recipe: Recipe, *, cache_dir: str | Path | None = None) -> tuple[Any, Any]:
+def prepare(recipe: Recipe, *, cache_dir: str | Path | None = None, patched: bool = True) -> tuple[Any, Any]:
     """Load the recipe's model, stretch its positions, attach adapters and patch it: `(model, tokenizer)`.
 
     New parameters depend on recipe.seed alone.
@@ -227,7 +234,8 @@ def prepare(recipe: Recipe, *, cache_dir: str | Path | None = None) -> tuple[Any
         # One dtype in the graph: PEFT makes float32 adapters; precision is kept by the optimizer's masters.
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
-    patch(model, recipe)
+    if patched:
+        patch(model, recipe)
     return model, tokenizer
 
 
