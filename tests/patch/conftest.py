@@ -1,6 +1,8 @@
-"""One fixture: every family by name."""
+"""Every family by name, and one thread: on models this small, threads only wait for each other."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,5 +16,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_generator() -> None:
-    torch.manual_seed(0)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
