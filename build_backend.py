@@ -29,10 +29,20 @@ TORCH_REQUIREMENT = "torch>=2.10"
 def find_torch_root() -> Path | None:
     """The folder of a torch package with the ABI-stable headers, or None."""
     named = os.environ.get("LONGSPAN_TORCH_ROOT")
-    folders = [Path(named)] if named else []
-    folders += [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]
+    if named:
+        if not _has_headers(Path(named)):
+            raise FileNotFoundError(
+                f"LONGSPAN_TORCH_ROOT is '{named}', which has no include/torch/csrc/stable; "
+                "it must be the folder of an installed torch package, 2.10 or newer"
+            )
+        return Path(named)
+    folders = [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]
     folders += [Path(entry) / "torch" for entry in sys.path if entry]
-    return next((f for f in folders if (f / "include" / "torch" / "csrc" / "stable").is_dir()), None)
+    return next(filter(_has_headers, folders), None)
+
+
+def _has_headers(folder: Path) -> bool:
+    return (folder / "include" / "torch" / "csrc" / "stable").is_dir()
 
 
 def _with_torch(requirements: list[str]) -> list[str]:

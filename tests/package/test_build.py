@@ -53,6 +53,12 @@ def test_an_old_torch_is_no_torch(backend: ModuleType, monkeypatch: pytest.Monke
     assert backend.get_requires_for_build_wheel() == ["torch>=2.10"]
 
 
+def test_a_wrong_torch_root_is_named(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LONGSPAN_TORCH_ROOT", str(tmp_path / "typo"))
+    with pytest.raises(FileNotFoundError, match=r"LONGSPAN_TORCH_ROOT is '.*typo', which has no include/torch"):
+        backend.get_requires_for_build_wheel()
+
+
 def configure(root: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
     command = [tool("cmake"), "-G", "Ninja", ninja, "-S", str(root), "-B", str(folder), "-DLONGSPAN_HOST=OFF", *options]
