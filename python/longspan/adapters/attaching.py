@@ -31,12 +31,9 @@ def attach(model: nn.Module, config: AdapterMethod) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise ValueError(
-            "the model has a PEFT adapter already; merge it or load a fresh model before attaching one"
-        )
+        raise ValueError("the model has a PEFT adapter already; merge it or load a fresh model before attaching one")
     trained = trained_names(model, config)
     targets = _check_targets(model, config, trained)
-    model.requires_grad_(False)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=_whole(config.alpha),
@@ -100,9 +97,7 @@ def _check_targets(model: nn.Module, config: LoraAdapter, trained: tuple[str, ..
             )
         both = [name for name in trained if name.rpartition(".")[0] in hits]
         if both:
-            raise ValueError(
-                f"adapter: {both[0]} cannot both train in full (also_train) and be a target ({target!r})"
-            )
+            raise ValueError(f"adapter: {both[0]} cannot both train in full (also_train) and be a target ({target!r})")
     return list(config.targets)
 
 

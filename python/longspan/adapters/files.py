@@ -82,7 +82,6 @@ def load(model: Any, folder: str | Path) -> Any:
     state = load_file(folder / ADAPTER)
     attached = isinstance(model, PeftModel)
     if not isinstance(model, PeftModel):
-        base.requires_grad_(False)
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False
         model = get_peft_model(base, config)
@@ -115,9 +114,7 @@ def base_of(model: Any, doing: str) -> Any:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise ValueError(
-            f"cannot {doing}: {type(model).__name__} has no adapter (longspan.adapters.attach adds one)"
-        )
+        raise ValueError(f"cannot {doing}: {type(model).__name__} has no adapter (longspan.adapters.attach adds one)")
     return model.get_base_model()
 
 
@@ -138,9 +135,7 @@ def _compare(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor | 
         own = expected[name]
         assert own is not None
         if own.shape != tensor.shape:
-            raise ValueError(
-                f"{path}: tensor {name} is {list(tensor.shape)}, the model's is {list(own.shape)}"
-            )
+            raise ValueError(f"{path}: tensor {name} is {list(tensor.shape)}, the model's is {list(own.shape)}")
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -74,6 +74,7 @@ def _continued(spec: MaskSpec, device: torch.device, padding: Tensor | None) -> 
     keys = torch.arange(spec.kv_length, device=device) + spec.kv_offset
     rows = 1 if padding is None else spec.batch
     queries, keys = queries.expand(rows, -1), keys.expand(rows, -1)
+    # Causality hides the unwritten part of a static cache; as padding its tiles are skipped without arithmetic.
     key_doc = torch.where(keys < spec.q_offset + spec.q_length, 0, -1)
     doc = torch.zeros_like(queries)
     if padding is not None:

@@ -120,9 +120,7 @@ def _rotary_modules(model: nn.Module) -> list[nn.Module]:
 def _rebuild(module: nn.Module, config: Any, done: AppliedPositions) -> None:
     """Take over the tables of a fresh module of the same class: exactly what a reloaded model would have."""
     fresh: nn.Module = type(module)(config)
-    plain = {
-        name: value for name, value in fresh.__dict__.items() if name in module.__dict__ and name[0] != "_"
-    }
+    plain = {name: value for name, value in fresh.__dict__.items() if name in module.__dict__ and name[0] != "_"}
     plain = {name: value for name, value in plain.items() if name not in ("training", "config")}
     done._rotary.append((module, {name: module.__dict__[name] for name in plain}, dict(module._buffers)))
     module.__dict__.update(plain)
