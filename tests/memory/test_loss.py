@@ -8,7 +8,7 @@ from longspan.memory import measure
 from longspan.ops import segment_linear_cross_entropy
 
 T, C, V = 1500, 96, 8000
-PRODUCT = (2048 + 3072) * 384 * 4  # the most that the matrix product packs at a time (common/gemm.h), float32
+PRODUCT = 2 * (2048 + 3072 + 128) * 384 * 4  # two packed blocks a side of the matrix product (common/gemm.h), float32
 LISTS = 64 * 1024  # row numbers, losses
 
 

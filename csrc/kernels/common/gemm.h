@@ -6,16 +6,18 @@ namespace longspan::kernels {
 /// The library's own matrix product, as GemmArgs in context.h defines it; any m, n and k, 0 included.
 ///
 /// Blocked and packed (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication") around the
-/// register blocks of block_gemm.h. Scratch: the packed blocks, at most (kGemmRows + kGemmColumns) * kGemmDepth
-/// elements (and a block of C when C is bfloat16). Every element of C is
-/// summed over k in an order that depends on k alone, so the result does not depend on the worker count.
+/// register blocks of block_gemm.h. Scratch: two packed blocks of each side, at most 2 (kGemmRows + kGemmColumns)
+/// kGemmDepth elements, and a block of C when C is bfloat16. Every element of C is summed over k in an order that depends
+/// on k alone, so the result does not depend on the worker count.
 /// `context.gemm` is not used.
 void gemm_cpu(const GemmArgs& args, const Context& context);
 
 /// Longest block of rows of C, columns of C and products of one element that is packed at a time.
 inline constexpr int64_t kGemmRows = 2048, kGemmColumns = 3072, kGemmDepth = 384;
+/// Progress counters of one product: at least 4 and one a tile of a block.
+inline constexpr int64_t kGemmCounters = 512;
 
-/// The library's product as a context's Gemm. Keeps its scratch between calls: a kernel that multiplies often pays once.
+/// The library's product as a context's Gemm. Takes scratch for the largest blocks once and keeps it between calls.
 class OwnGemm {
  public:
   OwnGemm(Parallel parallel, Workspace workspace, Isa isa) : context_{parallel, {}, workspace, isa} {}

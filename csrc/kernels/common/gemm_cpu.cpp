@@ -1,4 +1,11 @@
 // The library's own matrix product; see gemm.h for the contract.
+//
+// C is cut into blocks, a block into rounds over k. A round packs one block of op(A) and of op(B), then multiplies tile by
+// tile. All rounds are one list of tasks, in which the packing of a round stands in the middle of the tiles of the round
+// before it: a task waits only for tasks that were claimed long before, and no thread ever stands at a barrier.
+#include <atomic>
+#include <thread>
+
 #include "common/block_gemm.h"
 #include "common/gemm.h"
 #include "common/pack.h"
@@ -8,6 +15,7 @@ namespace {
 
 inline constexpr int64_t kTileRows = 12 * kRegisterRows;  // what one task multiplies: a packed A part that stays in L2
 inline constexpr int64_t kTileColumns = 512;
+static_assert(4 + (ceil_div(kGemmRows, kTileRows) + 1) * (ceil_div(kGemmColumns, kTileColumns) + 1) <= kGemmCounters);
 
 /// Cuts `length` into equal blocks of at most `longest`, rounded up to `step`.
 int64_t block_length(int64_t length, int64_t longest, int64_t step) {
@@ -15,14 +23,6 @@ int64_t block_length(int64_t length, int64_t longest, int64_t step) {
 }
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/// Runs body(index) for [0, tasks); one index runs here, without waking the pool.
-template <class F>
-void each(const Parallel& parallel, int64_t tasks, F&& body) {
-  if (tasks == 1) return body(0);
-  const Context context{parallel, {}, {}, Isa::kBaseline};
-  parallel_for(context, tasks, [&](int64_t index, int) { body(index); });
-}
 
 /// op(X) with its lines (rows of op(A), columns of op(B)) packed into panels of Width.
 template <class T, int Width>
@@ -61,66 +61,138 @@ inline void micro(int64_t rows, int64_t columns, int64_t depth, const T* a, cons
       c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * kPanel<T> + j] : edge[i * kPanel<T> + j];
 }
 
+/// to = beta * from; from is not read when beta is 0.
 template <class T, class S>
-void scale_rows(const S* from, int64_t ld_from, double beta, int64_t m, int64_t n, T* to, int64_t ld_to) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) to[i * ld_to + j] = beta == 0 ? T(0) : load_as<T>(from + i * ld_from + j) * T(beta);
+void scale_rows(const S* from, int64_t ld_from, double beta, int64_t rows, int64_t columns, T* to, int64_t ld_to) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j)
+      to[i * ld_to + j] = beta == 0 ? T(0) : load_as<T>(from + i * ld_from + j) * T(beta);
 }
 
-/// Products of type T into C stored as S.
-template <class T, class S>
-void multiply(const GemmArgs& g, const Parallel& parallel, void* scratch) {
-  constexpr bool kDirect = sizeof(S) == sizeof(T);  // a bfloat16 C is summed in a block of T and rounded once
-  const int64_t mb = block_length(g.m, kGemmRows, kRegisterRows), nb = block_length(g.n, kGemmColumns, kPanel<T>);
-  const int64_t kb = g.k > 0 ? block_length(g.k, kGemmDepth, 8) : 0;
-  T* packed_a = static_cast<T*>(scratch);
-  T* packed_b = packed_a + round_up(mb * least(kb, g.k), 64 / int64_t(sizeof(T)));
-  T* block_c = packed_b + round_up(nb * least(kb, g.k), 64 / int64_t(sizeof(T)));
-  const Packer<T, kRegisterRows> pack_a{g.a, g.lda, !g.transpose_a, g.dtype_a};
-  const Packer<T, kPanel<T>> pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b};
+/// Counts finished tasks. Waiting yields the core: what is waited for is almost always done already.
+class Progress {
+ public:
+  explicit Progress(int64_t* counter) : counter_(*counter) {}
+  void clear() { counter_.store(0, std::memory_order_relaxed); }
+  void add() { counter_.fetch_add(1, std::memory_order_release); }
+  void wait_for(int64_t count) {
+    while (counter_.load(std::memory_order_acquire) < count) std::this_thread::yield();
+  }
 
-  for (int64_t n0 = 0; n0 < g.n; n0 += nb)
-    for (int64_t m0 = 0; m0 < g.m; m0 += mb) {
-      const int64_t m = least(mb, g.m - m0), n = least(nb, g.n - n0);
-      S* out = static_cast<S*>(g.c) + m0 * g.ldc + n0;
-      T* c = kDirect ? reinterpret_cast<T*>(out) : block_c;
-      const int64_t ldc = kDirect ? g.ldc : nb;
-      const int64_t tile_n = block_length(n, kTileColumns, kPanel<T>);
-      const int64_t tiles_m = ceil_div(m, kTileRows), tiles_n = ceil_div(n, tile_n);
-      const bool scaled = !kDirect || g.k == 0 || (g.beta != 0 && g.beta != 1);
-      if (scaled)
-        each(parallel, tiles_m, [&](int64_t t) {
-          const int64_t i = t * kTileRows;
-          scale_rows<T, S>(out + i * g.ldc, g.ldc, g.beta, least(kTileRows, m - i), n, c + i * ldc, ldc);
-        });
-      for (int64_t k0 = 0; k0 < g.k; k0 += kb) {
-        const int64_t depth = least(kb, g.k - k0);
-        const int64_t packs_a = tiles_m, packs_b = ceil_div(n, tile_n);
-        each(parallel, packs_a + packs_b, [&](int64_t t) {
-          if (t < packs_a) {
-            for (int64_t i = t * kTileRows; i < least(m, (t + 1) * kTileRows); i += kRegisterRows)
-              pack_a.pack(m0 + i, least(kRegisterRows, m - i), k0, depth, packed_a + i * depth);
-          } else {
-            const int64_t first = (t - packs_a) * tile_n;
-            for (int64_t j = first; j < least(n, first + tile_n); j += kPanel<T>)
-              pack_b.pack(n0 + j, least(kPanel<T>, n - j), k0, depth, packed_b + j * depth);
-          }
-        });
-        const bool accumulate = k0 > 0 || g.beta != 0 || !kDirect;
-        each(parallel, tiles_m * tiles_n, [&](int64_t t) {
-          const int64_t i0 = t % tiles_m * kTileRows, j0 = t / tiles_m * tile_n;
-          for (int64_t j = j0; j < least(n, j0 + tile_n); j += kPanel<T>)
-            for (int64_t i = i0; i < least(m, i0 + kTileRows); i += kRegisterRows)
-              micro<T>(least(kRegisterRows, m - i), least(kPanel<T>, n - j), depth, packed_a + i * depth,
-                       packed_b + j * depth, c + i * ldc + j, ldc, accumulate);
-        });
-      }
-      if constexpr (!kDirect)
-        each(parallel, tiles_m, [&](int64_t t) {
-          for (int64_t i = t * kTileRows; i < least(m, (t + 1) * kTileRows); ++i)
-            for (int64_t j = 0; j < n; ++j) store_as<T>(out + i * g.ldc + j, c[i * ldc + j]);
-        });
+ private:
+  std::atomic_ref<int64_t> counter_;
+};
+
+/// The whole product as one list of tasks. T is the type of sums, S that of C; where they differ, a block of C is summed
+/// in T and rounded once.
+template <class T, class S>
+struct Product {
+  static constexpr bool kDirect = sizeof(S) == sizeof(T);
+  const GemmArgs& g;
+  int64_t mb, nb, kb, blocks_m, blocks_k, rounds;  // lengths of blocks; a round is one block of m, n and k
+  int64_t tile_n, tiles_m, tiles, packs;           // tasks of one round: those of a short block are empty
+  const Packer<T, kRegisterRows> pack_a;
+  const Packer<T, kPanel<T>> pack_b;
+  T *packed_a[2], *packed_b[2], *block_c;  // rounds alternate between two buffers
+  int64_t* counters;                       // [4] of the buffers, then one a tile
+
+  Product(const GemmArgs& args, char* scratch)
+      : g(args), pack_a{g.a, g.lda, !g.transpose_a, g.dtype_a}, pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b} {
+    mb = block_length(g.m, kGemmRows, kRegisterRows), nb = block_length(g.n, kGemmColumns, kPanel<T>);
+    kb = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kGemmDepth)) : 0;
+    blocks_m = ceil_div(g.m, mb), blocks_k = g.k > 0 ? ceil_div(g.k, kb) : 1;
+    rounds = blocks_m * ceil_div(g.n, nb) * blocks_k;
+    tile_n = block_length(nb, kTileColumns, kPanel<T>);
+    tiles_m = ceil_div(mb, kTileRows), tiles = tiles_m * ceil_div(nb, tile_n);
+    packs = tiles_m + ceil_div(nb, tile_n);
+    const auto take = [&](int64_t bytes) {
+      char* out = scratch;
+      scratch += round_up(bytes, 64);
+      return out;
+    };
+    counters = reinterpret_cast<int64_t*>(take((4 + tiles) * int64_t(sizeof(int64_t))));
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      packed_a[buffer] = reinterpret_cast<T*>(take(mb * kb * int64_t(sizeof(T))));
+      packed_b[buffer] = reinterpret_cast<T*>(take(nb * kb * int64_t(sizeof(T))));
     }
+    block_c = kDirect ? nullptr : reinterpret_cast<T*>(take(mb * nb * int64_t(sizeof(T))));
+    for (int64_t i = 0; i < 4 + tiles; ++i) Progress(counters + i).clear();
+  }
+
+  Progress packed(int64_t round) const { return Progress(counters + round % 2); }
+  Progress multiplied(int64_t round) const { return Progress(counters + 2 + round % 2); }
+
+  struct Block {
+    int64_t m0, n0, k0, m, n, depth;
+  };
+  Block block(int64_t round) const {
+    const int64_t k0 = round % blocks_k * kb, m0 = round / blocks_k % blocks_m * mb, n0 = round / blocks_k / blocks_m * nb;
+    return {m0, n0, k0, least(mb, g.m - m0), least(nb, g.n - n0), least(kb, g.k - k0)};
+  }
+
+  int64_t tasks() const { return packs + rounds * (tiles + packs); }
+
+  /// Task order: the packs of round 0; then of each round half its tiles, the packs of the next round, the other tiles.
+  void run(int64_t index) const {
+    if (index < packs) return pack(0, index);
+    const int64_t round = (index - packs) / (tiles + packs), step = (index - packs) % (tiles + packs), half = tiles / 2;
+    if (step < half) return multiply(round, step);
+    if (step >= half + packs) return multiply(round, step - packs);
+    if (round + 1 < rounds) pack(round + 1, step - half);
+  }
+
+  void pack(int64_t round, int64_t task) const {
+    multiplied(round).wait_for(round / 2 * tiles);  // the buffer's earlier rounds
+    const Block x = block(round);
+    T *a = packed_a[round % 2], *b = packed_b[round % 2];
+    if (task < tiles_m) {
+      for (int64_t i = task * kTileRows; i < least(x.m, (task + 1) * kTileRows); i += kRegisterRows)
+        pack_a.pack(x.m0 + i, least(kRegisterRows, x.m - i), x.k0, x.depth, a + i * x.depth);
+    } else {
+      const int64_t first = (task - tiles_m) * tile_n;
+      for (int64_t j = first; j < least(x.n, first + tile_n); j += kPanel<T>)
+        pack_b.pack(x.n0 + j, least(kPanel<T>, x.n - j), x.k0, x.depth, b + j * x.depth);
+    }
+    packed(round).add();
+  }
+
+  void multiply(int64_t round, int64_t tile) const {
+    Progress done(counters + 4 + tile);
+    packed(round).wait_for((round / 2 + 1) * packs);
+    done.wait_for(round);  // this tile of the round before: the same part of C, in the order of k
+    const Block x = block(round);
+    const int64_t i0 = tile % tiles_m * kTileRows, i1 = least(x.m, i0 + kTileRows);
+    const int64_t j0 = tile / tiles_m * tile_n, j1 = least(x.n, j0 + tile_n);
+    if (i0 < i1 && j0 < j1) multiply_tile(x, round, i0, i1, j0, j1);
+    done.add();
+    multiplied(round).add();
+  }
+
+  void multiply_tile(const Block& x, int64_t round, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    S* out = static_cast<S*>(g.c) + x.m0 * g.ldc + x.n0;
+    T* c = kDirect ? reinterpret_cast<T*>(out) : block_c;
+    const int64_t ldc = kDirect ? g.ldc : nb;
+    const bool first = x.k0 == 0, scaled = first && (!kDirect || (g.beta != 0 && g.beta != 1));
+    if (scaled) scale_rows<T, S>(out + i0 * g.ldc + j0, g.ldc, g.beta, i1 - i0, j1 - j0, c + i0 * ldc + j0, ldc);
+    const bool accumulate = !first || g.beta != 0 || !kDirect;
+    const T *a = packed_a[round % 2], *b = packed_b[round % 2];
+    for (int64_t j = j0; j < j1; j += kPanel<T>)
+      for (int64_t i = i0; i < i1; i += kRegisterRows)
+        micro<T>(least(kRegisterRows, i1 - i), least(kPanel<T>, j1 - j), x.depth, a + i * x.depth, b + j * x.depth,
+                 c + i * ldc + j, ldc, accumulate);
+    if constexpr (!kDirect) {
+      if (round % blocks_k + 1 < blocks_k) return;
+      for (int64_t i = i0; i < i1; ++i)
+        for (int64_t j = j0; j < j1; ++j) store_as<T>(out + i * g.ldc + j, c[i * ldc + j]);
+    }
+  }
+};
+
+template <class T, class S>
+void multiply(const GemmArgs& args, const Parallel& parallel, void* scratch) {
+  const Product<T, S> product(args, static_cast<char*>(scratch));
+  const Context context{parallel, {}, {}, Isa::kBaseline};
+  parallel_for(context, product.tasks(), [&](int64_t index, int) { product.run(index); });
 }
 
 }  // namespace
