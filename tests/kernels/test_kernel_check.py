@@ -1,7 +1,7 @@
 """The kernel library alone, without torch or Python: under sanitizers, and on aarch64 under an emulator.
 
-`kernel_check.cpp` compares attention with a plain double loop. Where the cross compiler or the emulator is absent, the
-aarch64 case is not collected and pytest's summary says so.
+`kernel_check.cpp` compares attention with a plain double loop, `loss_check.cpp` the matrix product and the loss. Where
+the cross compiler or the emulator is absent, the aarch64 case is not collected and pytest's summary says so.
 """
 
 from __future__ import annotations
@@ -65,23 +65,24 @@ def run(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def build(target: Target, sources: Path, program: Path, out: Path) -> Path:
-    """The check program linked to a kernel library built from `sources` without torch and without Python."""
+def build(target: Target, sources: Path, programs: list[Path], out: Path) -> list[Path]:
+    """The check programs linked to a kernel library built from `sources` without torch and without Python."""
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
     configure = ("-G", "Ninja", ninja, "-S", sources, "-B", out / "build", "-DLONGSPAN_HOST=OFF")
     run(tool("cmake"), *configure, f"-DLONGSPAN_OUT={out}", *target.options)
     run(tool("cmake"), "--build", out / "build", "--target", "longspan_kernels", "--parallel", "2")
-    binary = out / "kernel_check"
     include, library = f"-I{sources / 'csrc' / 'kernels'}", (f"-L{out}", "-llongspan_kernels", f"-Wl,-rpath,{out}")
     common = ("-std=gnu++20", "-Wall", "-Wextra", "-Werror", "-pthread", include)
-    run(target.compiler, *common, *target.flags, program, "-o", binary, *library)
-    return binary
+    for program in programs:
+        run(target.compiler, *common, *target.flags, program, "-o", out / program.stem, *library)
+    return [out / program.stem for program in programs]
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_kernels_match_a_plain_loop(name: str, root: Path, tmp_path: Path) -> None:
     target = TARGETS[name]
-    binary = build(target, root, root / "tests" / "kernels" / "kernel_check.cpp", tmp_path)
-    output = run(*target.start, binary, *target.instruction_sets)
-    assert output.count("cases in float, double and bfloat16") == len(target.instruction_sets)
-    assert output.rstrip().endswith("0 failures")
+    programs = [root / "tests" / "kernels" / f"{stem}.cpp" for stem in ("kernel_check", "loss_check")]
+    for binary in build(target, root, programs, tmp_path):
+        output = run(*target.start, binary, *target.instruction_sets)
+        assert output.count("cases in float, double and bfloat16") == len(target.instruction_sets)
+        assert output.rstrip().endswith("0 failures")
