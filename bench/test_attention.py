@@ -128,16 +128,18 @@ def test_compiled_reference(session: Session, benchmark: BenchmarkFixture) -> No
 
 
 WINDOW_LENGTHS = (4096, 8192, 16384, 32768, 65536)
+BOTH_ROUTES_LENGTH = 16384
 
 
 def test_window_grows_linearly(session: Session, benchmark: BenchmarkFixture) -> None:
-    """window(1024) from 4k to 64k: one row a length, and the exponent of time over length."""
+    """window(1024) from 4k to 64k: one row a length, the exponent of time over length, and one row without torch."""
     pattern = AttentionPattern.window(1024)
     gate = checked(session, Shape(4096), pattern, "fwd+bwd")
     product, _ = roofline()
     inputs = {T: Inputs(Shape(T), pattern, session.threads) for T in WINDOW_LENGTHS}
     names = {T: f"T={T}" for T in WINDOW_LENGTHS}
-    competitors = {names[T]: inputs[T].op for T in reversed(WINDOW_LENGTHS)} | {MM: product}
+    competitors = {names[T]: inputs[T].op for T in reversed(WINDOW_LENGTHS)}
+    competitors |= {KERNELS: inputs[BOTH_ROUTES_LENGTH].pybind, MM: product}
     result = race(benchmark, names[WINDOW_LENGTHS[-1]], competitors, session.seconds)
     medians = [result.median(names[T]) for T in WINDOW_LENGTHS]
     slope = exponent(WINDOW_LENGTHS, medians)
@@ -146,4 +148,7 @@ def test_window_grows_linearly(session: Session, benchmark: BenchmarkFixture) ->
         one = Race({OP: result.seconds[names[T]], MM: result.seconds[MM]})
         key, flops = Shape(T).key(pattern), rows.flops(pattern, Shape(T))
         record(session, one, OP, key, gate, flops, {}, memory=rows.memory(inputs[T]), met=met)
+    one = Race({KERNELS: result.seconds[KERNELS], MM: result.seconds[MM]})
+    shape = Shape(BOTH_ROUTES_LENGTH)
+    record(session, one, KERNELS, shape.key(pattern), gate, rows.flops(pattern, shape), {})
     benchmark.extra_info["exponent"] = slope
