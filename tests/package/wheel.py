@@ -23,7 +23,7 @@ def copy_sources(root: Path, to: Path) -> Path:
     """The files that a source distribution has; no libraries, no build folders."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     to.mkdir(parents=True)
-    for name in (n for n in SOURCES if (root / n).exists()):
+    for name in SOURCES:
         if (root / name).is_dir():
             shutil.copytree(root / name, to / name, ignore=ignored)
         else:
