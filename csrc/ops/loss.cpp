@@ -18,10 +18,12 @@ const void* vector_data(const std::optional<Tensor>& x, int64_t length, ScalarTy
   return x->const_data_ptr();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_on_cpu(
-    const Tensor& hidden, const Tensor& weight, std::optional<Tensor> bias, const Tensor& labels,
-    std::optional<Tensor> row_weights, int64_t segment, int64_t ignore_index, double logit_scale, double logit_softcap,
-    bool per_row, bool need_dhidden, bool need_dweight, bool need_dbias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_on_cpu(const Tensor& hidden, const Tensor& weight,
+                                                                       std::optional<Tensor> bias, const Tensor& labels,
+                                                                       std::optional<Tensor> row_weights, int64_t segment,
+                                                                       int64_t ignore_index, double logit_scale,
+                                                                       double logit_softcap, bool per_row, bool need_dhidden,
+                                                                       bool need_dweight, bool need_dbias) {
   const auto h = view_of<2>(hidden), w = view_of<2>(weight);
   const int64_t T = h.size[0], C = h.size[1], V = w.size[0];
   STD_TORCH_CHECK(w.size[1] == C && h.dtype == w.dtype, "longspan::linear_cross_entropy: hidden and weight do not fit");
