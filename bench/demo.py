@@ -89,9 +89,9 @@ def plot(stock: Run, ours: Run, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="longspan demo", description=__doc__)
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of each run (default 10)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each run (default 8)")
     parser.add_argument("--length", type=int, default=4096, help="tokens of a row (default 4096)")
-    parser.add_argument("--held-out", type=int, default=6, help="held-out rows to score (default 6)")
+    parser.add_argument("--held-out", type=int, default=4, help="held-out rows to score (default 4)")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     arguments = parser.parse_args()
     console = Console()
