@@ -5,8 +5,9 @@
 
 namespace longspan::kernels {
 
-/// Runs `task(context, index, worker)` for every index in [0, tasks), on up to `workers` threads that claim
-/// indices from one counter in increasing order, so that a task may wait for tasks before it. `worker` is in [0, workers) and unique among running tasks.
+/// Runs `task(context, index, worker)` for every index in [0, tasks), on up to `workers` threads that claim indices from
+/// one counter in increasing order, so that a task may wait for tasks before it. `worker` is in [0, workers) and unique
+/// among running tasks.
 struct Parallel {
   void* self;
   int workers;
