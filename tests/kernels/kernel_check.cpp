@@ -4,69 +4,15 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "attention/attention.h"
+#include "check.h"
 
 namespace {
 
-using namespace longspan::kernels;
-
-// ---- a context: one or two threads, scratch from malloc of exactly the size that was asked for ----------------------
-struct Runner {
-  int workers;
-  std::vector<std::unique_ptr<char[]>> blocks;
-
-  static void run(void* self, int64_t tasks, void (*task)(void*, int64_t, int), void* context) {
-    const int workers = static_cast<Runner*>(self)->workers;
-    std::vector<std::thread> threads;
-    for (int w = 0; w < workers; ++w)
-      threads.emplace_back([=] {
-        for (int64_t i = w; i < tasks; i += workers) task(context, i, w);
-      });
-    for (auto& thread : threads) thread.join();
-  }
-  static void* get(void* self, int64_t bytes) {
-    auto& blocks = static_cast<Runner*>(self)->blocks;
-    blocks.emplace_back(new char[bytes + 64]);
-    auto address = reinterpret_cast<uintptr_t>(blocks.back().get());
-    char* aligned = blocks.back().get() + (64 - address % 64) % 64;
-    std::memset(aligned, 0xff, size_t(bytes));  // NaN: scratch that is read before it is written shows
-    return aligned;
-  }
-  Context context(Isa isa) { return {{this, workers, run}, {}, {this, get}, isa}; }
-};
-
-// ---- storage types ----------------------------------------------------------------------------------------------------
-struct Bf16 {
-  uint16_t bits;
-};
-double to_double(float x) { return x; }
-double to_double(double x) { return x; }
-double to_double(Bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-template <class S>
-S from_double(double x) {
-  return S(x);
-}
-template <>
-Bf16 from_double<Bf16>(double x) {
-  const float f = float(x);
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-template <class S>
-constexpr DType kDType =
-    std::is_same_v<S, double> ? DType::kFloat64 : (std::is_same_v<S, float> ? DType::kFloat32 : DType::kBFloat16);
+using namespace longspan::check;
 
 // ---- one array [B, heads, length, D] with [B, length, heads, D] storage -------------------------------------------------
 template <class S>
@@ -75,13 +21,7 @@ struct Array {
   std::vector<S> data;
 
   Array(int64_t b, int64_t n, int64_t l, int64_t d) : B(b), N(n), L(l), D(d), data(size_t(b * n * l * d)) {}
-  void fill(uint32_t seed) {
-    uint64_t state = seed * 2654435761u + 1;
-    for (S& x : data) {
-      state = state * 6364136223846793005ull + 1442695040888963407ull;
-      x = from_double<S>(double(int64_t(state >> 33) - (1ll << 30)) / double(1ll << 30));
-    }
-  }
+  void fill(uint32_t seed) { longspan::check::fill(data, seed); }
   double at(int64_t b, int64_t n, int64_t l, int64_t d) const {
     return to_double(data[size_t(((b * L + l) * N + n) * D + d)]);
   }

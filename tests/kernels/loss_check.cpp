@@ -1,73 +1,19 @@
 // The matrix product and the loss against plain double loops, with nothing but the kernel library: no torch, no Python.
 // Built natively under the address and undefined-behaviour sanitizers and for aarch64 under an emulator. Exits 0 when
 // every case holds.
-#include <atomic>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <type_traits>
 #include <vector>
 
+#include "check.h"
 #include "common/gemm.h"
 #include "loss/loss.h"
 
 namespace {
 
-using namespace longspan::kernels;
+using namespace longspan::check;
 
 int failures = 0;
-
-/// Three threads that claim tasks, and scratch of exactly the size that was asked for, filled with NaN.
-struct Runner {
-  std::vector<std::unique_ptr<char[]>> blocks;
-
-  static void run(void*, int64_t tasks, void (*task)(void*, int64_t, int), void* context) {
-    std::atomic<int64_t> next{0};
-    std::vector<std::thread> threads;
-    for (int w = 0; w < 3; ++w)
-      threads.emplace_back([&, w] {
-        for (int64_t i = next++; i < tasks; i = next++) task(context, i, w);
-      });
-    for (auto& thread : threads) thread.join();
-  }
-  static void* get(void* self, int64_t bytes) {
-    auto& blocks = static_cast<Runner*>(self)->blocks;
-    blocks.emplace_back(new char[size_t(bytes) + 64]);
-    auto address = reinterpret_cast<uintptr_t>(blocks.back().get());
-    char* aligned = blocks.back().get() + (64 - address % 64) % 64;
-    std::memset(aligned, 0xff, size_t(bytes));
-    return aligned;
-  }
-};
-
-struct Bf16 {
-  uint16_t bits;
-};
-double to_double(float x) { return x; }
-double to_double(double x) { return x; }
-double to_double(Bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-template <class S>
-S from_double(double x) {
-  if constexpr (std::is_same_v<S, Bf16>) {
-    const float f = float(x);
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-  } else {
-    return S(x);
-  }
-}
-template <class S>
-constexpr DType kDType = std::is_same_v<S, double>  ? DType::kFloat64
-                         : std::is_same_v<S, float> ? DType::kFloat32
-                                                    : DType::kBFloat16;
 
 template <class S>
 struct Matrix {
@@ -75,11 +21,10 @@ struct Matrix {
   std::vector<S> data;
 
   Matrix(int64_t r, int64_t c, uint32_t seed = 0) : rows(r), columns(c), data(size_t(r * c)) {
-    uint64_t state = seed * 2654435761u + 1;
-    for (S& x : data) {
-      state = state * 6364136223846793005ull + 1442695040888963407ull;
-      x = from_double<S>(seed ? double(int64_t(state >> 33) - (1ll << 30)) / double(1ll << 30) : NAN);
-    }
+    if (seed)
+      fill(data, seed);
+    else
+      for (S& x : data) x = from_double<S>(NAN);
   }
   double at(int64_t i, int64_t j) const { return to_double(data[size_t(i * columns + j)]); }
   View<2> view() { return {data.data(), kDType<S>, {rows, columns}, {columns, 1}}; }
@@ -109,8 +54,8 @@ struct Product {
 
 template <class S>
 void check_product(const Product& p, Isa isa, const char* type, double tolerance) {
-  Runner runner;
-  const Context context{{&runner, 3, Runner::run}, {}, {&runner, Runner::get}, isa};
+  Runner runner{3, {}};
+  const Context context = runner.context(isa);
   Matrix<S> a(p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, 1),
       b(p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, 2);
   Matrix<S> c(p.m, p.n, p.beta != 0 ? 3 : 0);
@@ -136,8 +81,8 @@ struct Loss {
 template <class S>
 void check_loss(const Loss& p, Isa isa, const char* type, double tolerance) {
   using Statistics = std::conditional_t<std::is_same_v<S, double>, double, float>;
-  Runner runner;
-  Context context{{&runner, 3, Runner::run}, {}, {&runner, Runner::get}, isa};
+  Runner runner{3, {}};
+  Context context = runner.context(isa);
   OwnGemm own(context.parallel, context.workspace, isa);
   context.gemm = own.gemm();
   Matrix<S> hidden(p.T, p.C, 1), weight(p.V, p.C, 2), bias(1, p.V, 3), dhidden(p.T, p.C), dweight(p.V, p.C), dbias(1, p.V);
