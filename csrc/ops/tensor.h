@@ -52,9 +52,8 @@ class TorchContext {
   explicit TorchContext(const Tensor& like) : like_(like), workers_(int(torch::stable::get_num_threads())) {}
 
   kernels::Context context() {
-    return {{this, workers_, &run}, gemm_, {this, &get}, kernels::select_isa(std::getenv("LONGSPAN_ISA"))};
+    return {{this, workers_, &run}, {}, {this, &get}, kernels::select_isa(std::getenv("LONGSPAN_ISA"))};
   }
-  void set_gemm(kernels::Gemm gemm) { gemm_ = gemm; }
 
  private:
   static void run(void* self, int64_t tasks, void (*task)(void*, int64_t, int), void* context) {
@@ -77,7 +76,6 @@ class TorchContext {
 
   const Tensor& like_;
   int workers_;
-  kernels::Gemm gemm_{};
   std::vector<Tensor> blocks_;
 };
 

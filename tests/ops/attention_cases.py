@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from longspan.ops import AttentionPattern, TokenLayout, attention
+from longspan.ops import AttentionPattern, attention
 from longspan.ops.reference.attention import attention as reference
-from longspan.ops.reference.attention import visible
 from torch import Tensor
 
 
@@ -58,42 +57,10 @@ def oracle(tensors: tuple[Tensor, ...], dtype: torch.dtype, pattern: AttentionPa
     return run(reference, tensors, dtype, pattern, **kwargs)
 
 
-def torchs(
-    tensors: tuple[Tensor, ...],
-    pattern: AttentionPattern,
-    *,
-    layout: TokenLayout | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    model_window: int | None = None,
-) -> dict:
-    """What the error law compares with: the published formulas (FlashAttention-2, section 2.3) in torch's arithmetic.
-
-    In the dtype of the inputs, float32 for float64 (see tests.laws). The backward is written out, because autograd's
-    softmax gradient cancels differently from P * (dP - rowsum(dO * O)), which every fused attention uses.
-    """
-    dtype = torch.float32 if tensors[0].dtype == torch.float64 else tensors[0].dtype
-    weight, lse_weight = functional(tensors, dtype)
-    q, k, v = (x.detach().to(dtype) for x in tensors)
-    groups = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask = visible(pattern, q.shape[1], q.shape[2], k.shape[2], layout, model_window)
-    scores = q @ k.transpose(-1, -2) * scale
-    tanh = torch.tanh(scores / softcap) if softcap else None
-    scores = (scores if tanh is None else softcap * tanh).masked_fill(~mask, float("-inf"))
-    lse = torch.logsumexp(scores, -1) if k.shape[2] else scores.new_zeros(scores.shape[:3])
-    p = torch.exp(scores - torch.where(torch.isinf(lse), 0.0, lse)[..., None])
-    out = p @ v
-    ds = p * (weight @ v.transpose(-1, -2) - (weight * out).sum(-1, keepdim=True) + lse_weight.to(dtype)[..., None])
-    if tanh is not None:
-        ds = ds * (1 - tanh.square())
-
-    def over_group(x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, groups)).sum(2)
-
-    dk, dv = over_group(ds.transpose(-1, -2) @ q * scale), over_group(p.transpose(-1, -2) @ weight)
-    return {"out": out, "lse": lse, "dq": ds @ k * scale, "dk": dk, "dv": dv}
+def torchs(tensors: tuple[Tensor, ...], pattern: AttentionPattern, **kwargs: Any) -> dict:
+    """What the error law compares with: the reference in the same dtype, float32 for float64 (see tests.laws)."""
+    dtype = tensors[0].dtype
+    return oracle(tensors, torch.float32 if dtype == torch.float64 else dtype, pattern, **kwargs)
 
 
 def assert_same_bits(a: dict, b: dict) -> None:

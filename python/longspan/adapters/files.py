@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan.adapters.attaching import TRAINED, mark_trained
+from longspan.folders import sync_path
 
 CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
@@ -51,7 +52,7 @@ def save(model: Any, folder: str | Path) -> None:
             _publish(path, folder / path.name)
     if not names:
         (folder / TENSORS).unlink(missing_ok=True)
-    _sync(folder)
+    sync_path(folder)
 
 
 def load(model: Any, folder: str | Path) -> Any:
@@ -142,13 +143,5 @@ def _publish(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
         return
-    _sync(source)
+    sync_path(source)
     os.replace(source, target)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
