@@ -2,8 +2,8 @@
 
 For each attention of `variants`: train the same rows for the same number of steps, then score with full attention the
 perplexity by context length and the passkey accuracy. The stock model (dense, Hugging Face + PEFT) is asked for one
-step at the same length under a limit on its memory, to show whether it fits. Each finished part is kept in the output
-folder, so an interrupted call goes on where it stopped.
+step at the same length under a limit on its memory, plain and with gradient checkpointing, to show whether it fits.
+Each finished part is kept in the output folder, so an interrupted call goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -56,12 +56,21 @@ def window_of_equal_pairs(length: int, groups: int = 4) -> int:
     return low
 
 
-class Kept:
-    """Results of finished parts, one JSON file each."""
+def slug_of(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_").lower()
 
-    def __init__(self, folder: Path) -> None:
+
+class Kept:
+    """Results of finished parts, one JSON file each; raises ValueError where other settings were kept before."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        before = self.get("settings", lambda: settings)
+        if before != settings:
+            raise ValueError(
+                f"{folder} keeps results of {before}, not of {settings}: remove it or name another --output"
+            )
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         path = self.folder / f"{name}.json"
@@ -99,7 +108,9 @@ def stock_step(recipe: Recipe, limit: int) -> dict[str, Any]:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     fits = done.returncode == 0 and answer.exists()
-    return {"fits": fits, "limit_bytes": limit, "said": (done.stderr or done.stdout).strip().splitlines()[-1:]}
+    figures = json.loads(answer.read_text(encoding="utf-8")) if fits else None
+    said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    return {"fits": fits, "limit_bytes": limit, "figures": figures, "said": said}
 
 
 def main() -> None:
@@ -108,20 +119,21 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 12288, 16384])
     parser.add_argument("--documents", type=int, default=4, help="held-out documents of full length to score")
-    parser.add_argument("--stride", type=int, default=4096)
+    parser.add_argument("--stride", type=int, help="of the scoring windows (default half of each length)")
     parser.add_argument("--trials", type=int, default=4, help="passkeys a length")
     parser.add_argument("--memory", type=float, default=22.0, help="GiB that the stock step may use")
     parser.add_argument("--output", type=Path, default=Path("runs/long_context"))
     arguments = parser.parse_args()
     console = Console()
-    kept = Kept(arguments.output / "parts")
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    kept = Kept(arguments.output / "parts", settings)
     size = {
         "trainer.steps": arguments.steps,
-        "trainer.warmup": min(5, arguments.steps),
+        "trainer.warmup": arguments.steps // 10,
         "data.length": arguments.length,
     }
     base = Recipe.from_yaml(RECIPE).replace(size)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"settings": settings}
 
     def before() -> dict[str, Any]:
         model, tokenizer = load_model(base.model, base.dtype, positions=base.positions)
@@ -129,7 +141,7 @@ def main() -> None:
 
     results["before training"] = {"scores": kept.get("before", before)}
     for name, method in variants(base.data.length).items():
-        slug = name.replace(", ", "_").replace(" ", "_").lower()
+        slug = slug_of(name)
         folder = arguments.output / slug
         recipe = base.replace({"attention.train": method, "trainer.output": str(folder)})
         console.print(f"[bold]{name}[/]: {arguments.steps} steps of {recipe.data.length} tokens", highlight=False)
@@ -140,9 +152,12 @@ def main() -> None:
             return score(model, tokenizer, base, arguments)
 
         results[name] = {"run": run, "scores": kept.get(f"{slug}_scores", after)}
-    one_step = {"trainer.steps": 1, "trainer.warmup": 0, "memory.recompute": "none"}
-    stock = base.replace({**one_step, "trainer.output": str(arguments.output / "stock")})
-    results["stock"] = kept.get("stock", lambda: stock_step(stock, int(arguments.memory * (1 << 30))))
+    limit = int(arguments.memory * (1 << 30))
+    for name, recompute in (("stock", "none"), ("stock, gradient checkpointing", "layer")):
+        slug = slug_of(name)
+        one_step = {"trainer.steps": 1, "trainer.warmup": 0, "memory.recompute": recompute}
+        recipe = base.replace({**one_step, "trainer.output": str(arguments.output / slug)})
+        results[name] = kept.get(slug, lambda recipe=recipe: stock_step(recipe, limit))
     results["environment"] = environment(torch.get_num_threads())
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     RECORDS.mkdir(parents=True, exist_ok=True)
@@ -157,7 +172,7 @@ def table(results: dict[str, Any], lengths: list[int]) -> str:
         "|---|---|" + "---|" * len(lengths),
     ]
     for name, part in results.items():
-        if "scores" not in part:
+        if not isinstance(part, dict) or "scores" not in part:
             continue
         for figure in ("perplexity", "passkey"):
             cells = [_cell(part["scores"][figure], length) for length in lengths]
