@@ -1,4 +1,5 @@
-"""In-tree PEP 517 backend: setuptools, plus torch as a build requirement only where no torch headers are found.
+"""In-tree PEP 517 backend: setuptools, plus torch as a build requirement only where no torch headers are found, and
+CUTLASS's headers only where CUDA kernels are built.
 
 pip keeps the target environment's site-packages visible through `sysconfig` in its isolated builds, so a torch that is
 installed is found there and nothing is downloaded twice. Other front ends isolate fully: set LONGSPAN_TORCH_ROOT to the
@@ -8,6 +9,7 @@ installed `torch` folder, or let them fetch torch for its headers.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,6 +26,7 @@ from setuptools.build_meta import get_requires_for_build_editable as _requires_e
 from setuptools.build_meta import get_requires_for_build_wheel as _requires_wheel
 
 TORCH_REQUIREMENT = "torch>=2.10"
+CUTLASS_REQUIREMENT = "nvidia-cutlass>=4.2"
 
 
 def find_torch_root() -> Path | None:
@@ -45,13 +48,27 @@ def _has_headers(folder: Path) -> bool:
     return (folder / "include" / "torch" / "csrc" / "stable").is_dir()
 
 
-def _with_torch(requirements: list[str]) -> list[str]:
-    return requirements if find_torch_root() else [*requirements, TORCH_REQUIREMENT]
+def cuda_compiler() -> str | None:
+    """The nvcc of the CUDA kernels, None for a build without them: LONGSPAN_CUDA is AUTO (default), ON or OFF."""
+    wanted = os.environ.get("LONGSPAN_CUDA", "AUTO")
+    if wanted not in ("AUTO", "ON", "OFF"):
+        raise ValueError(f"LONGSPAN_CUDA is '{wanted}'; allowed: AUTO, ON, OFF")
+    found = None if wanted == "OFF" else os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if wanted == "ON" and found is None:
+        raise FileNotFoundError(
+            "LONGSPAN_CUDA=ON, but no nvcc was found; put it on the PATH, set CUDACXX to it, or use OFF"
+        )
+    return found
+
+
+def _with_headers(requirements: list[str]) -> list[str]:
+    torch = [] if find_torch_root() else [TORCH_REQUIREMENT]
+    return [*requirements, *torch, *([CUTLASS_REQUIREMENT] if cuda_compiler() else [])]
 
 
 def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
-    return _with_torch(_requires_wheel(config_settings))
+    return _with_headers(_requires_wheel(config_settings))
 
 
 def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
-    return _with_torch(_requires_editable(config_settings))
+    return _with_headers(_requires_editable(config_settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT))
-from build_backend import find_torch_root  # noqa: E402 - the build requirement and the build agree on one search
+from build_backend import cuda_compiler, find_torch_root  # noqa: E402 - requirements and the build agree on one search
 
 BYTES_PER_JOB = 3 << 30  # the largest compile job (one CUDA translation unit) stays below this
 
@@ -24,6 +25,25 @@ def build_jobs() -> int:
         return max(1, int(os.environ["LONGSPAN_JOBS"]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
+
+
+def cuda_options() -> dict[str, object]:
+    """What CMake is told about CUDA: the compiler, and CUTLASS's headers from PyPI's wheel."""
+    compiler = cuda_compiler()
+    if compiler is None:
+        return {"LONGSPAN_CUDA": "OFF"}
+    cutlass = importlib.util.find_spec("cutlass_library")
+    if cutlass is None or cutlass.origin is None:
+        sys.exit(
+            "longspan: CUDA kernels need CUTLASS's headers; pip install --no-deps nvidia-cutlass, or LONGSPAN_CUDA=OFF"
+        )
+    include = Path(cutlass.origin).parent / "source" / "include"
+    options: dict[str, object] = {"LONGSPAN_CUDA": "ON", "CMAKE_CUDA_COMPILER": compiler}
+    # PyPI's toolkit has its libraries in lib; nvcc looks in lib64.
+    libraries = Path(compiler).resolve().parents[1] / "lib"
+    if (libraries / "libcudart_static.a").is_file():
+        options["CMAKE_CUDA_FLAGS"] = f"-L{libraries}"
+    return {**options, "LONGSPAN_CUTLASS_INCLUDE": include}
 
 
 class CMakeBuild(build_ext):
@@ -49,7 +69,7 @@ class CMakeBuild(build_ext):
             "CMAKE_BUILD_TYPE": "Release",
             "LONGSPAN_TORCH_ROOT": torch_root,
             "LONGSPAN_OUT": out,
-            "LONGSPAN_CUDA": os.environ.get("LONGSPAN_CUDA", "AUTO"),
+            **cuda_options(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

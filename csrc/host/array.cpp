@@ -1,5 +1,7 @@
 #include "host/array.h"
 
+#include <utility>
+
 #include "host/dlpack.h"
 
 namespace longspan::host {
@@ -16,15 +18,25 @@ std::string dtype_name(const DLDataType& dtype) {
   }
 }
 
-Array from_dlpack(const py::handle& object, const std::string& name) {
-  py::object capsule = object.attr("__dlpack__")();
+constexpr int32_t kCpu = 1, kCuda = 2;
+
+int32_t device_type(const py::handle& object) {
+  return object.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>().first;
+}
+
+Array from_dlpack(const py::handle& object, const std::string& name, Stream stream) {
+  const int32_t type = device_type(object);
+  if (type != kCpu && !(type == kCuda && stream))
+    throw py::value_error(name + " is on DLPack device type " + std::to_string(type) + "; this kernel takes arrays in " +
+                          (stream ? "CPU (1) or CUDA (2) memory" : "CPU memory (device type 1)"));
+  const auto dlpack = object.attr("__dlpack__");
+  py::object capsule = type == kCuda ? dlpack(py::arg("stream") = *stream) : dlpack();
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   const DLTensor& t = managed->dl_tensor;
-  if (t.device.device_type != 1)
-    throw py::value_error(name + " is on DLPack device type " + std::to_string(t.device.device_type) +
-                          "; this kernel takes arrays in CPU memory (device type 1)");
   Array out;
+  out.cuda = t.device.device_type == kCuda;
+  out.device = t.device.device_id;
   out.data = static_cast<char*>(t.data) + t.byte_offset;
   out.dtype = dtype_name(t.dtype);
   out.shape.assign(t.shape, t.shape + t.ndim);
@@ -48,6 +60,7 @@ Array from_buffer(const py::handle& object) {
   out.shape.assign(info.shape.begin(), info.shape.end());
   for (auto bytes : info.strides) out.strides.push_back(bytes / info.itemsize);
   out.owner = py::reinterpret_borrow<py::object>(object);
+  out.read_only = info.readonly;
   return out;
 }
 
@@ -60,32 +73,51 @@ bool Array::contiguous() const {
   return true;
 }
 
-Array borrow(const py::handle& object, const std::string& name) {
+Array borrow(const py::handle& object, const std::string& name, Stream stream) {
   if (PyObject_CheckBuffer(object.ptr())) return from_buffer(object);
-  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name);
+  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name, stream);
   throw py::type_error(name + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
                        "; give an array that speaks DLPack or the buffer protocol (NumPy, torch, JAX, CuPy)");
 }
 
-Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims) {
-  Array out = borrow(object, name);
+Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims, Stream stream) {
+  Array out = borrow(object, name, stream);
   if (out.dtype != dtype || out.shape.size() != dims)
     throw py::value_error(name + " is " + out.dtype + " with " + std::to_string(out.shape.size()) +
                           " dimensions; it must be " + dtype + " with " + std::to_string(dims));
   return out;
 }
 
+bool in_cuda_memory(const py::handle& object) {
+  return !PyObject_CheckBuffer(object.ptr()) && py::hasattr(object, "__dlpack_device__") && device_type(object) == kCuda;
+}
+
+void check_device(const Array& x, const std::string& name, const Array& like, const std::string& like_name) {
+  const auto place = [](const Array& a) { return a.cuda ? "on CUDA device " + std::to_string(a.device) : "in CPU memory"; };
+  if (x.cuda != like.cuda || x.device != like.device)
+    throw py::value_error(name + " is " + place(x) + " and " + like_name + " is " + place(like) + "; they must be together");
+}
+
 kernels::DType dtype_of(const Array& array, const std::string& name) {
   if (array.dtype == "float32") return kernels::DType::kFloat32;
-  if (array.dtype == "float64") return kernels::DType::kFloat64;
+  if (array.dtype == "float64" && !array.cuda) return kernels::DType::kFloat64;
   if (array.dtype == "bfloat16") return kernels::DType::kBFloat16;
-  throw py::value_error(name + " is " + array.dtype + "; allowed: float32, float64, bfloat16");
+  if (array.dtype == "float16" && array.cuda) return kernels::DType::kFloat16;
+  throw py::value_error(name + " is " + array.dtype +
+                        "; allowed: " + (array.cuda ? "float32, float16, bfloat16" : "float32, float64, bfloat16"));
+}
+
+const char* dtype_name(kernels::DType dtype) {
+  switch (dtype) {
+    case kernels::DType::kFloat64: return "float64";
+    case kernels::DType::kFloat32: return "float32";
+    case kernels::DType::kFloat16: return "float16";
+    default: return "bfloat16";
+  }
 }
 
 py::array new_array(kernels::DType dtype, const std::vector<int64_t>& shape) {
-  const char* name = dtype == kernels::DType::kFloat64   ? "float64"
-                     : dtype == kernels::DType::kFloat32 ? "float32"
-                                                         : "uint16";
+  const std::string name = dtype == kernels::DType::kBFloat16 ? "uint16" : dtype_name(dtype);
   return py::array(py::dtype(name), std::vector<py::ssize_t>(shape.begin(), shape.end()));
 }
 

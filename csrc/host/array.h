@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,11 @@ namespace py = pybind11;
 struct Array {
   py::object owner;
   void* data = nullptr;
-  std::string dtype;  // "float32", "float64", "bfloat16", "int32", "int64", "uint8"
+  std::string dtype;  // "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8"
   std::vector<int64_t> shape, strides;
+  bool read_only = false;
+  bool cuda = false;  // in CUDA memory, of device `device`
+  int device = 0;
 
   int64_t numel() const {
     int64_t n = 1;
@@ -27,13 +31,24 @@ struct Array {
   bool contiguous() const;
 };
 
-/// Borrows `object` through __dlpack__ (CPU only) or the buffer protocol. `name` is used in errors.
-Array borrow(const py::handle& object, const std::string& name);
+/// A CUDA stream by its DLPack number (1 legacy default, 2 per-thread default, else a cudaStream_t), to use an array on; -1
+/// makes its owner order nothing. None: the array must be in CPU memory.
+using Stream = std::optional<int64_t>;
+
+/// Borrows `object` through __dlpack__ or the buffer protocol. `name` is used in errors.
+Array borrow(const py::handle& object, const std::string& name, Stream stream = {});
 
 /// As borrow, and checks dtype and number of dimensions.
-Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims);
+Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims, Stream stream = {});
+
+/// Whether the object is in CUDA memory, without borrowing it.
+bool in_cuda_memory(const py::handle& object);
+
+/// Throws py::value_error unless both are in CPU memory or on one CUDA device.
+void check_device(const Array& x, const std::string& name, const Array& like, const std::string& like_name);
 
 kernels::DType dtype_of(const Array& array, const std::string& name);
+const char* dtype_name(kernels::DType dtype);
 
 template <int N>
 kernels::View<N> view_of(const Array& array, const std::string& name) {

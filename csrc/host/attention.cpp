@@ -8,6 +8,7 @@
 
 #include "host/array.h"
 #include "host/bind.h"
+#include "host/device.h"
 #include "host/pool.h"
 
 namespace longspan::host {
@@ -21,6 +22,9 @@ struct Spec {
   Array tiles, query_layout, key_layout;
 };
 
+// A spec's arrays are borrowed before a call has a stream: the call's stream must come after what writes them.
+constexpr int64_t kUnordered = -1;
+
 PatternKind kind_of(const std::string& name) {
   if (name == "full") return PatternKind::kFull;
   if (name == "s2") return PatternKind::kShiftedGroups;
@@ -31,7 +35,7 @@ PatternKind kind_of(const std::string& name) {
 
 void set_layout(const py::object& object, const char* name, Array& keep, kernels::Layout& layout) {
   if (object.is_none()) return;
-  keep = borrow(object, name, "int32", 3);
+  keep = borrow(object, name, "int32", 3, kUnordered);
   if (!keep.contiguous() || keep.shape[0] < 2 || keep.shape[0] > 3)
     throw py::value_error(std::string(name) +
                           " must be a contiguous int32 array [2 or 3, 1 or B, length]: doc, pos and maybe flag");
@@ -59,7 +63,7 @@ Spec make_spec(const std::string& pattern, bool causal, int group_size, int wind
     p.window = window;
   }
   if (p.kind == PatternKind::kTiles) {
-    out.tiles = borrow(tiles, "tiles", "int32", 3);
+    out.tiles = borrow(tiles, "tiles", "int32", 3, kUnordered);
     if (!out.tiles.contiguous()) throw py::value_error("tiles must be contiguous");
     if (tile_size < 1 || tile_size % kernels::kKeyTile)
       throw py::value_error("tile_size is " + std::to_string(tile_size) + "; it must be a multiple of " +
@@ -74,14 +78,36 @@ Spec make_spec(const std::string& pattern, bool causal, int group_size, int wind
   return out;
 }
 
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
+  return text + "]";
+}
+
+void check_fits(const Array& x, const std::string& name, const std::vector<int64_t>& shape, kernels::DType dtype) {
+  if (x.shape != shape || x.dtype != dtype_name(dtype))
+    throw py::value_error(name + " is " + x.dtype + " " + text_of(x.shape) + "; it must be " + dtype_name(dtype) + " " +
+                          text_of(shape));
+}
+
+/// What a call writes and returns.
+struct Output {
+  py::object object;
+  Array array;
+};
+
 /// The arrays of one call, checked against each other and the spec.
 struct Call {
+  Stream stream;
   Array q, k, v;
   kernels::AttentionSpec spec;
   int64_t B, H, T, D;
 
-  Call(const py::handle& q_, const py::handle& k_, const py::handle& v_, const Spec& given)
-      : q(borrow(q_, "q")), k(borrow(k_, "k")), v(borrow(v_, "v")), spec(given.spec) {
+  Call(const py::handle& q_, const py::handle& k_, const py::handle& v_, const Spec& given, Stream on)
+      : stream(on), q(borrow(q_, "q", on)), k(borrow(k_, "k", on)), v(borrow(v_, "v", on)), spec(given.spec) {
+    check_device(k, "k", q, "q");
+    check_device(v, "v", q, "q");
+    if (given.tiles.data) check_device(given.tiles, "tiles", q, "q");
     const auto view = kernels::View<4>(view_of<4>(q, "q"));
     view_of<4>(k, "k");
     view_of<4>(v, "v");
@@ -108,61 +134,76 @@ struct Call {
   }
 
   void check_layout(const Array& layout, const char* name, int64_t length) const {
+    if (layout.data) check_device(layout, name, q, "q");
     if (layout.data && ((layout.shape[1] != 1 && layout.shape[1] != B) || layout.shape[2] != length))
       throw py::value_error(std::string(name) + " is for " + std::to_string(layout.shape[2]) + " tokens; there are " +
                             std::to_string(length));
   }
 
+  /// Another array of the call, of this shape and dtype.
+  Array input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
+              kernels::DType dtype) const {
+    Array x = borrow(object, name, stream);
+    check_device(x, name, q, "q");
+    check_fits(x, name, shape, dtype);
+    return x;
+  }
+  /// An array of the caller to write to, or a new NumPy array; CUDA memory is always the caller's.
+  Output output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
+                kernels::DType dtype) const {
+    if (given.is_none() && q.cuda) throw py::value_error(name + " is None; on CUDA give an array to write to");
+    Output out{given.is_none() ? py::object(new_array(dtype, shape)) : given, {}};
+    out.array = borrow(out.object, name, stream);
+    if (given.is_none()) out.array.dtype = dtype_name(dtype);  // NumPy has bfloat16 as uint16
+    if (out.array.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
+    check_device(out.array, name, q, "q");
+    check_fits(out.array, name, shape, dtype);
+    return out;
+  }
   kernels::AttentionTensors tensors(const kernels::View<4>& out, void* lse) const {
     return {view_of<4>(q, "q"), view_of<4>(k, "k"), view_of<4>(v, "v"), out, lse};
   }
 };
 
-kernels::View<4> output_view(const py::array& array, kernels::DType dtype) {
-  kernels::View<4> out;
-  out.data = const_cast<void*>(array.data());
-  out.dtype = dtype;
-  for (int i = 3, stride = 1; i >= 0; --i)
-    out.size[i] = array.shape(i), out.stride[i] = i == 3 ? stride : out.stride[i + 1] * out.size[i + 1];
-  return out;
+void check_contiguous(const Array& x, const std::string& name) {
+  if (!x.contiguous()) throw py::value_error(name + " must be contiguous");
 }
 
-py::tuple attention_fwd(const py::handle& q, const py::handle& k, const py::handle& v, const Spec& spec, int threads) {
-  const Call call(q, k, v, spec);
+py::tuple attention_fwd(const py::handle& q, const py::handle& k, const py::handle& v, const Spec& spec, int threads,
+                        const py::object& out_, const py::object& lse_, int64_t stream) {
+  const Call call(q, k, v, spec, stream);
   const kernels::DType dtype = dtype_of(call.q, "q");
-  py::array out = new_array(dtype, call.q.shape);
-  py::array lse = new_array(kernels::statistics_dtype(dtype), {call.B, call.H, call.T});
-  const auto io = call.tensors(output_view(out, dtype), const_cast<void*>(lse.data()));
-  HostContext host(threads);
-  {
-    py::gil_scoped_release release;
-    kernels::attention_fwd_cpu(call.spec, io, host.context());
-  }
-  return py::make_tuple(out, lse);
+  const Output out = call.output(out_, "out", call.q.shape, dtype);
+  const Output lse = call.output(lse_, "lse", {call.B, call.H, call.T}, kernels::statistics_dtype(dtype));
+  check_contiguous(lse.array, "lse");
+  const auto io = call.tensors(view_of<4>(out.array, "out"), lse.array.data);
+  run_on(
+      call.q, threads, stream, [&](const auto& context) { kernels::attention_fwd_cpu(call.spec, io, context); },
+      [&](const auto& context) { LONGSPAN_CUDA_ENTRY(kernels::attention_fwd_cuda(call.spec, io, context)); });
+  return py::make_tuple(out.object, lse.object);
 }
 
-py::tuple attention_bwd(const py::handle& dout, const py::handle& q, const py::handle& k, const py::handle& v,
-                        const py::handle& out, const py::handle& lse, const Spec& spec, int threads) {
-  const Call call(q, k, v, spec);
+py::tuple attention_bwd(const py::handle& dout_, const py::handle& q, const py::handle& k, const py::handle& v,
+                        const py::handle& out_, const py::handle& lse_, const Spec& spec, int threads,
+                        const py::object& dlse_, const py::object& dq_, const py::object& dk_, const py::object& dv_,
+                        int64_t stream) {
+  const Call call(q, k, v, spec, stream);
   const kernels::DType dtype = dtype_of(call.q, "q");
-  const Array dout_array = borrow(dout, "dout"), out_array = borrow(out, "out"), lse_array = borrow(lse, "lse");
-  const auto same = [&](const Array& x) { return x.shape == call.q.shape; };
-  if (!same(dout_array) || !same(out_array) || lse_array.shape != std::vector<int64_t>{call.B, call.H, call.T} ||
-      !lse_array.contiguous())
-    throw py::value_error("dout and out must have the shape of q, and lse must be contiguous [B,H,T]");
-  py::array dq = new_array(dtype, call.q.shape), dk = new_array(dtype, call.k.shape), dv = new_array(dtype, call.k.shape);
-  auto out_view = view_of<4>(out_array, "out"), dout_view = view_of<4>(dout_array, "dout");
-  if (out_view.dtype != dtype || dout_view.dtype != dtype || dtype_of(lse_array, "lse") != kernels::statistics_dtype(dtype))
-    throw py::value_error("dout and out must have the dtype of q, and lse float32 (float64 for float64)");
-  const auto io = call.tensors(out_view, lse_array.data);
-  const kernels::AttentionGradients grads{dout_view, output_view(dq, dtype), output_view(dk, dtype), output_view(dv, dtype),
-                                          nullptr};
-  HostContext host(threads);
-  {
-    py::gil_scoped_release release;
-    kernels::attention_bwd_cpu(call.spec, io, grads, host.context());
-  }
-  return py::make_tuple(dq, dk, dv);
+  const std::vector<int64_t> rows{call.B, call.H, call.T};
+  const Array dout = call.input(dout_, "dout", call.q.shape, dtype), out = call.input(out_, "out", call.q.shape, dtype);
+  const Array lse = call.input(lse_, "lse", rows, kernels::statistics_dtype(dtype));
+  const Array dlse = dlse_.is_none() ? Array{} : call.input(dlse_, "dlse", rows, kernels::statistics_dtype(dtype));
+  check_contiguous(lse, "lse");
+  if (dlse.data) check_contiguous(dlse, "dlse");
+  const Output dq = call.output(dq_, "dq", call.q.shape, dtype), dk = call.output(dk_, "dk", call.k.shape, dtype),
+               dv = call.output(dv_, "dv", call.k.shape, dtype);
+  const auto io = call.tensors(view_of<4>(out, "out"), lse.data);
+  const kernels::AttentionGradients grads{view_of<4>(dout, "dout"), view_of<4>(dq.array, "dq"), view_of<4>(dk.array, "dk"),
+                                          view_of<4>(dv.array, "dv"), dlse.data};
+  run_on(
+      call.q, threads, stream, [&](const auto& context) { kernels::attention_bwd_cpu(call.spec, io, grads, context); },
+      [&](const auto& context) { LONGSPAN_CUDA_ENTRY(kernels::attention_bwd_cuda(call.spec, io, grads, context)); });
+  return py::make_tuple(dq.object, dk.object, dv.object);
 }
 
 }  // namespace
@@ -179,13 +220,18 @@ document. scale None is 1/sqrt(D).)")
            py::arg("tiles") = py::none(), py::arg("tile_size") = 0, py::arg("query_layout") = py::none(),
            py::arg("key_layout") = py::none(), py::arg("scale") = py::none(), py::arg("softcap") = 0.0);
   m.def("attention_fwd", &attention_fwd, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("spec") = Spec{}, py::kw_only(),
-        py::arg("threads") = 0,
-        R"(Attention forward. q [B,H,T,D]; k, v [B,K,S,D]; returns (out [B,H,T,D], lse [B,H,T]) as NumPy arrays.
+        py::arg("threads") = 0, py::arg("out") = py::none(), py::arg("lse") = py::none(), py::arg("stream") = 1,
+        R"(Attention forward. q [B,H,T,D]; k, v [B,K,S,D]; returns (out [B,H,T,D], lse [B,H,T]).
 
-float32, float64, bfloat16 (bfloat16 results are uint16 bits). threads 0 uses all cores.)");
+CPU memory: float32, float64, bfloat16; out and lse are written where given, else they are new NumPy arrays (bfloat16 as uint16
+bits). threads 0 uses all cores. CUDA memory: float32, float16, bfloat16; out and lse must be given; the kernels are put on
+`stream` (a cudaStream_t as a number; 1 is the legacy default stream) and nothing waits for them.)");
   m.def("attention_bwd", &attention_bwd, py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
-        py::arg("lse"), py::arg("spec") = Spec{}, py::kw_only(), py::arg("threads") = 0,
-        "Attention backward from the saved out and lse; returns (dq, dk, dv) with the shapes of q, k, v.");
+        py::arg("lse"), py::arg("spec") = Spec{}, py::kw_only(), py::arg("threads") = 0, py::arg("dlse") = py::none(),
+        py::arg("dq") = py::none(), py::arg("dk") = py::none(), py::arg("dv") = py::none(), py::arg("stream") = 1,
+        R"(Attention backward from the saved out and lse; returns (dq, dk, dv) with the shapes of q, k, v.
+
+dlse [B,H,T] is the gradient of lse, None for none. Memory and streams as in attention_fwd: on CUDA dq, dk, dv must be given.)");
   m.def(
       "attention_visible_pairs",
       [](const Spec& spec, int64_t batch, int64_t heads, int64_t queries, int64_t keys) {

@@ -10,6 +10,11 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
   m.doc() = "longspan's kernels on arrays that speak DLPack or the buffer protocol";
   m.attr("built_for") = PY_VERSION;
   m.attr("compiler") = __VERSION__;
+#ifdef LONGSPAN_WITH_CUDA
+  m.attr("built_with_cuda") = true;
+#else
+  m.attr("built_with_cuda") = false;
+#endif
   m.def(
       "instruction_set",
       [] { return longspan::kernels::isa_name(longspan::kernels::select_isa(std::getenv("LONGSPAN_ISA"))); },

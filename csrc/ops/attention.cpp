@@ -1,9 +1,10 @@
-// torch ops longspan::attention_fwd and longspan::attention_bwd on the CPU: check, allocate, launch.
+// torch ops longspan::attention_fwd and longspan::attention_bwd: check, allocate, launch.
 #include "kernels/attention/attention.h"
 
 #include <string>
 #include <tuple>
 
+#include "ops/cuda.h"
 #include "ops/tensor.h"
 
 namespace longspan::ops {
@@ -83,49 +84,79 @@ Tensor new_heads_last(const Tensor& like) {
   return torch::stable::transpose(storage, 1, 2);
 }
 
-std::tuple<Tensor, Tensor> attention_fwd_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             std::optional<Tensor> q_layout, std::optional<Tensor> k_layout,
-                                             std::optional<Tensor> tiles, std::string pattern, bool causal,
-                                             int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
-                                             int64_t tile_size, double scale, double softcap) {
+/// Where an op runs.
+struct Cpu {
+  static void fwd(const kernels::AttentionSpec& spec, const kernels::AttentionTensors& io, const Tensor& like) {
+    TorchContext torch_context(like);
+    kernels::attention_fwd_cpu(spec, io, torch_context.context());
+  }
+  static void bwd(const kernels::AttentionSpec& spec, const kernels::AttentionTensors& io,
+                  const kernels::AttentionGradients& grads, const Tensor& like) {
+    TorchContext torch_context(like);
+    kernels::attention_bwd_cpu(spec, io, grads, torch_context.context());
+  }
+};
+
+#ifdef LONGSPAN_WITH_CUDA
+struct Cuda {
+  static void fwd(const kernels::AttentionSpec& spec, const kernels::AttentionTensors& io, const Tensor& like) {
+    TorchCudaContext torch_context(like);
+    kernels::attention_fwd_cuda(spec, io, torch_context.context());
+  }
+  static void bwd(const kernels::AttentionSpec& spec, const kernels::AttentionTensors& io,
+                  const kernels::AttentionGradients& grads, const Tensor& like) {
+    TorchCudaContext torch_context(like);
+    kernels::attention_bwd_cuda(spec, io, grads, torch_context.context());
+  }
+};
+#endif
+
+template <class Device>
+std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<Tensor> q_layout,
+                                         std::optional<Tensor> k_layout, std::optional<Tensor> tiles, std::string pattern,
+                                         bool causal, int64_t group_size, int64_t window, int64_t sinks,
+                                         int64_t model_window, int64_t tile_size, double scale, double softcap) {
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
       spec_of(q, k, q_layout, k_layout, tiles, {pattern, causal, group_size, window, sinks, model_window, tile_size}, scale,
               softcap);
   Tensor out = new_heads_last(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, statistics_type(q));
-  TorchContext torch_context(q);
-  kernels::attention_fwd_cpu(spec, {view_of<4>(q), view_of<4>(k), view_of<4>(v), view_of<4>(out), lse.mutable_data_ptr()},
-                             torch_context.context());
+  Device::fwd(spec, {view_of<4>(q), view_of<4>(k), view_of<4>(v), view_of<4>(out), lse.mutable_data_ptr()}, q);
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_bwd_cpu(const Tensor& dout, std::optional<Tensor> dlse, const Tensor& q,
-                                                     const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                                                     std::optional<Tensor> q_layout, std::optional<Tensor> k_layout,
-                                                     std::optional<Tensor> tiles, std::string pattern, bool causal,
-                                                     int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
-                                                     int64_t tile_size, double scale, double softcap) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& dout, std::optional<Tensor> dlse, const Tensor& q,
+                                                 const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                 std::optional<Tensor> q_layout, std::optional<Tensor> k_layout,
+                                                 std::optional<Tensor> tiles, std::string pattern, bool causal,
+                                                 int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
+                                                 int64_t tile_size, double scale, double softcap) {
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
       spec_of(q, k, q_layout, k_layout, tiles, {pattern, causal, group_size, window, sinks, model_window, tile_size}, scale,
               softcap);
   STD_TORCH_CHECK(lse.is_contiguous() && (!dlse || dlse->is_contiguous()), "longspan::attention: lse must be contiguous");
   Tensor dq = new_heads_last(q), dk = new_heads_last(k), dv = new_heads_last(v);
-  TorchContext torch_context(q);
   const kernels::AttentionTensors io{view_of<4>(q), view_of<4>(k), view_of<4>(v), view_of<4>(out),
                                      const_cast<void*>(lse.const_data_ptr())};
-  kernels::attention_bwd_cpu(spec, io,
-                             {view_of<4>(dout), view_of<4>(dq), view_of<4>(dk), view_of<4>(dv), data_or_null(dlse)},
-                             torch_context.context());
+  Device::bwd(spec, io, {view_of<4>(dout), view_of<4>(dq), view_of<4>(dk), view_of<4>(dv), data_or_null(dlse)}, q);
   return {dq, dk, dv};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) {
-  m.impl("attention_fwd", TORCH_BOX(&attention_fwd_cpu));
-  m.impl("attention_bwd", TORCH_BOX(&attention_bwd_cpu));
+  m.impl("attention_fwd", TORCH_BOX(&attention_fwd<Cpu>));
+  m.impl("attention_bwd", TORCH_BOX(&attention_bwd<Cpu>));
 }
+
+#ifdef LONGSPAN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(longspan, CUDA, m) {
+  m.impl("attention_fwd", TORCH_BOX(&attention_fwd<Cuda>));
+  m.impl("attention_bwd", TORCH_BOX(&attention_bwd<Cuda>));
+}
+#endif
 
 }  // namespace longspan::ops

@@ -1,9 +1,10 @@
-// torch op longspan::linear_cross_entropy on the CPU: check, allocate, launch.
+// torch op longspan::linear_cross_entropy: check, allocate, launch.
 #include "kernels/loss/loss.h"
 
 #include <tuple>
 
 #include "kernels/common/gemm.h"
+#include "ops/cuda.h"
 #include "ops/tensor.h"
 
 namespace longspan::ops {
@@ -18,12 +19,37 @@ const void* vector_data(const std::optional<Tensor>& x, int64_t length, ScalarTy
   return x->const_data_ptr();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_on_cpu(const Tensor& hidden, const Tensor& weight,
-                                                                       std::optional<Tensor> bias, const Tensor& labels,
-                                                                       std::optional<Tensor> row_weights, int64_t segment,
-                                                                       int64_t ignore_index, double logit_scale,
-                                                                       double logit_softcap, bool per_row, bool need_dhidden,
-                                                                       bool need_dweight, bool need_dbias) {
+/// Where an op runs.
+struct Cpu {
+  static void run(const kernels::LinearCrossEntropySpec& spec, const kernels::LinearCrossEntropyTensors& io,
+                  const Tensor& like) {
+    // The library's own product, not aten::mm: as fast on these shapes, takes float32 logits with bfloat16 weights, and
+    // autocast cannot reach it.
+    TorchContext torch_context(like);
+    kernels::Context context = torch_context.context();
+    kernels::OwnGemm own(context.parallel, context.workspace, context.isa);
+    context.gemm = own.gemm();
+    kernels::linear_cross_entropy_cpu(spec, io, context);
+  }
+};
+
+#ifdef LONGSPAN_WITH_CUDA
+struct Cuda {
+  static void run(const kernels::LinearCrossEntropySpec& spec, const kernels::LinearCrossEntropyTensors& io,
+                  const Tensor& like) {
+    TorchCudaContext torch_context(like);
+    kernels::linear_cross_entropy_cuda(spec, io, torch_context.context());
+  }
+};
+#endif
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& hidden, const Tensor& weight,
+                                                                std::optional<Tensor> bias, const Tensor& labels,
+                                                                std::optional<Tensor> row_weights, int64_t segment,
+                                                                int64_t ignore_index, double logit_scale,
+                                                                double logit_softcap, bool per_row, bool need_dhidden,
+                                                                bool need_dweight, bool need_dbias) {
   const auto h = view_of<2>(hidden), w = view_of<2>(weight);
   const int64_t T = h.size[0], C = h.size[1], V = w.size[0];
   STD_TORCH_CHECK(w.size[1] == C && h.dtype == w.dtype, "longspan::linear_cross_entropy: hidden and weight do not fit");
@@ -54,18 +80,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_on_cpu(const Ten
   if (need_dhidden) io.dhidden = view_of<2>(dhidden);
   if (need_dweight) io.dweight = view_of<2>(dweight);
 
-  // The library's own product, not aten::mm: as fast on these shapes, takes float32 logits with bfloat16 weights, and
-  // autocast cannot reach it.
-  TorchContext torch_context(hidden);
-  kernels::Context context = torch_context.context();
-  kernels::OwnGemm own(context.parallel, context.workspace, context.isa);
-  context.gemm = own.gemm();
-  kernels::linear_cross_entropy_cpu({segment, ignore_index, logit_scale, logit_softcap}, io, context);
+  Device::run({segment, ignore_index, logit_scale, logit_softcap}, io, hidden);
   return {loss, dhidden, dweight, dbias};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) { m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy_on_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) { m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy<Cpu>)); }
+
+#ifdef LONGSPAN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(longspan, CUDA, m) { m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy<Cuda>)); }
+#endif
 
 }  // namespace longspan::ops

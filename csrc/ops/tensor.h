@@ -23,7 +23,8 @@ inline kernels::DType dtype_of(const Tensor& x) {
     case ScalarType::Float: return kernels::DType::kFloat32;
     case ScalarType::Double: return kernels::DType::kFloat64;
     case ScalarType::BFloat16: return kernels::DType::kBFloat16;
-    default: STD_TORCH_CHECK(false, "longspan: dtype must be float32, float64 or bfloat16");
+    case ScalarType::Half: return kernels::DType::kFloat16;
+    default: STD_TORCH_CHECK(false, "longspan: dtype must be float32, float64, bfloat16 or float16");
   }
   return kernels::DType::kFloat32;
 }

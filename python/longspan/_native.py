@@ -69,8 +69,6 @@ def require_op(name: str, device: str) -> None:
 
 
 KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
-# Devices for which this version has no kernels at all; the report and the op checklist read it.
-NOT_IN_THIS_VERSION = {"cuda": "not in this version"}
 
 
 @functools.cache
@@ -80,6 +78,12 @@ def has_kernel(name: str, device: str) -> bool:
 
     key = KEYS.get(device)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"longspan::{name}", key)
+
+
+def built_with_cuda() -> bool:
+    """Whether the libraries were built with CUDA kernels; a GPU need not be there."""
+    library = host()
+    return library.module is not None and bool(library.module.built_with_cuda)
 
 
 def backends(name: str) -> list[str]:

@@ -91,5 +91,4 @@ def _instruction_set() -> str:
 def _state(name: str, device: str) -> str:
     if _native.ops().reason is not None:
         return "missing (library did not load)"
-    missing = _native.NOT_IN_THIS_VERSION.get(device, "not in this build")
-    return "yes" if _native.has_kernel(name, device) else missing
+    return "yes" if _native.has_kernel(name, device) else "not in this build"

@@ -28,7 +28,7 @@ def declared_ops(ops: Path) -> dict[str, str]:
 
 
 def missing_files(root: Path, op: str, family: str) -> list[str]:
-    """The parts of an op that are files: reference, header with doc comment, laws, bench row, docs page."""
+    """The parts of an op that are files: reference, header with doc comment, CUDA entry, laws, bench row, docs page."""
     header = f"csrc/kernels/{family}/{family}.h"
     parts = {
         f"reference: python/longspan/ops/reference/{family}.py defines no function": (
@@ -38,6 +38,11 @@ def missing_files(root: Path, op: str, family: str) -> list[str]:
         f"doc comment: no /// above {op}_cpu in {header}": (
             header,
             rf"^[ \t]*///[^\n]*\n(?:[ \t]*///[^\n]*\n)*[^\n;{{]*\b{op}_cpu\(",
+        ),
+        f"cuda: {header} does not declare {op}_cuda": (header, rf"\b{op}_cuda\("),
+        f"cuda: csrc/ops/{family}.cpp does not register {op} for CUDA": (
+            f"csrc/ops/{family}.cpp",
+            rf"\(longspan, CUDA, m\) {{[^}}]*\"{op}\"",
         ),
         f"docs: docs/{family}.md does not name {op}": (f"docs/{family}.md", rf"\b{op}\b"),
         f"bench row: bench/test_{family}.py does not name {op}": (f"bench/test_{family}.py", rf"\b{op}\b"),
@@ -64,10 +69,7 @@ def missing_registrations(op: str, names: set[str]) -> list[str]:
         found.append("fake: no register_fake")
     for device in DEVICES:
         kernel = _native.has_kernel(op, device)
-        if device in _native.NOT_IN_THIS_VERSION:
-            if kernel:
-                found.append(f"{device}: has a kernel, but _native.NOT_IN_THIS_VERSION says that none exists")
-        elif not kernel:
+        if not kernel and (device != "cuda" or _native.built_with_cuda()):
             found.append(f"{device}: no kernel")
     # A backward op is differentiated by the op it belongs to.
     if not _has_autograd(op) and not (op.endswith("_bwd") and _has_autograd(f"{op[:-4]}_fwd")):

@@ -68,7 +68,7 @@ def run(*command: str | Path) -> str:
 def build(target: Target, sources: Path, programs: list[Path], out: Path) -> list[Path]:
     """The check programs linked to a kernel library built from `sources` without torch and without Python."""
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
-    configure = ("-G", "Ninja", ninja, "-S", sources, "-B", out / "build", "-DLONGSPAN_HOST=OFF")
+    configure = ("-G", "Ninja", ninja, "-S", sources, "-B", out / "build", "-DLONGSPAN_HOST=OFF", "-DLONGSPAN_CUDA=OFF")
     run(tool("cmake"), *configure, f"-DLONGSPAN_OUT={out}", *target.options)
     run(tool("cmake"), "--build", out / "build", "--target", "longspan_kernels", "--parallel", "2")
     include, library = f"-I{sources / 'csrc' / 'kernels'}", (f"-L{out}", "-llongspan_kernels", f"-Wl,-rpath,{out}")

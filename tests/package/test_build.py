@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.kernels.test_kernel_check import tool
+from tests.package.wheel import clean_environment
 
 
 @pytest.fixture
@@ -25,6 +27,8 @@ def backend(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in ("_requires_wheel", "_requires_editable"):
         monkeypatch.setattr(module, name, lambda settings=None: [])
     monkeypatch.delenv("LONGSPAN_TORCH_ROOT", raising=False)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("LONGSPAN_CUDA", "OFF")
     return module
 
 
@@ -59,16 +63,46 @@ def test_a_wrong_torch_root_is_named(backend: ModuleType, monkeypatch: pytest.Mo
         backend.get_requires_for_build_wheel()
 
 
+@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_cutlass_is_asked_for_only_by_cuda_builds(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hook: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for value in ("OFF", "AUTO"):
+        monkeypatch.setenv("LONGSPAN_CUDA", value)
+        assert getattr(backend, hook)() == []
+    nvcc = tmp_path / "nvcc"
+    nvcc.touch(mode=0o755)
+    assert getattr(backend, hook)() == ["nvidia-cutlass>=4.2"]
+    nvcc.unlink()
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "elsewhere" / "nvcc"))
+    assert getattr(backend, hook)() == ["nvidia-cutlass>=4.2"]
+
+
+def test_cuda_without_a_compiler_is_named(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("LONGSPAN_CUDA", "ON")
+    with pytest.raises(FileNotFoundError, match="LONGSPAN_CUDA=ON, but no nvcc was found; put it on the PATH"):
+        backend.get_requires_for_build_wheel()
+    monkeypatch.setenv("LONGSPAN_CUDA", "maybe")
+    with pytest.raises(ValueError, match="LONGSPAN_CUDA is 'maybe'; allowed: AUTO, ON, OFF"):
+        backend.get_requires_for_build_wheel()
+
+
 def configure(root: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
     command = [tool("cmake"), "-G", "Ninja", ninja, "-S", str(root), "-B", str(folder), "-DLONGSPAN_HOST=OFF", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    hidden = os.pathsep.join(
+        folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "nvcc").exists()
+    )
+    environment = clean_environment(PATH=hidden)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("ON", "LONGSPAN_CUDA=ON, but this version has no CUDA kernels; use AUTO or OFF"),
+        ("ON", "LONGSPAN_CUDA=ON, but no nvcc was found; put it on the PATH, set CUDACXX to it, or use OFF"),
         ("maybe", "LONGSPAN_CUDA is 'maybe'; allowed: AUTO, ON, OFF"),
     ],
 )

@@ -10,8 +10,10 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cuda import toolkit
+
 SOURCES = ("CMakeLists.txt", "setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "python")
-_OURS = ("PYTHONPATH", "LONGSPAN_ISA", "LONGSPAN_TORCH_ROOT", "LONGSPAN_CUDA")
+_OURS = ("PYTHONPATH", "LONGSPAN_ISA", "LONGSPAN_TORCH_ROOT", "LONGSPAN_CUDA", "CUDACXX")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -40,11 +42,17 @@ class Built:
 
 
 def build(root: Path, folder: Path) -> Built:
-    """`pip wheel . --no-deps` with pip's default build isolation."""
+    """`pip wheel . --no-deps` with pip's default build isolation, by the nvcc of the machine or of this environment."""
     sources = copy_sources(root, folder / "sources")
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", str(folder / "dist"), str(sources)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=1500, check=False, cwd=folder, env=clean_environment()
+        command,
+        capture_output=True,
+        text=True,
+        timeout=2400,
+        check=False,
+        cwd=folder,
+        env=clean_environment(LONGSPAN_CUDA="ON", CUDACXX=str(toolkit.require())),
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     (wheel,) = (folder / "dist").glob("*.whl")

@@ -85,7 +85,7 @@ Columns visible_columns(const Pattern& pattern, const Bounds& bounds, int64_t ba
                         int64_t query_tile, int64_t key_tile) {
   const RowRange& rows = bounds.row_range(batch, bounds.shifted(head, heads), query_tile);
   const Visibility whole = classify(rows, bounds.tile_range(batch, key_tile), bounds.sinks);
-  if (whole == Visibility::kSkip || !tile_listed(pattern, head, query_tile * kQueryTile, key_tile)) return {};
+  if (whole == Visibility::kSkip || !tile_listed(pattern, head, query_tile * kQueryTile, key_tile * kKeyTile)) return {};
   const int64_t begin = key_tile * (kKeyTile / kKeyStep);
   const int steps = int(std::min<int64_t>(kKeyTile / kKeyStep, bounds.key_steps - begin));
   if (whole == Visibility::kFull) return {0, steps * kKeyStep, 0};
@@ -111,7 +111,7 @@ int64_t attention_visible_pairs(const AttentionSpec& spec, int64_t batch, int64_
             row_bounds(spec.pattern, at(q, q.doc, b, t, 0), at(q, q.pos, b, t, t), at(q, q.flag, b, t, 0), h >= heads / 2);
         for (int64_t s = 0; s < keys; ++s)
           count += visible(row, spec.pattern.sinks, at(k, k.doc, b, s, 0), at(k, k.pos, b, s, s), at(k, k.flag, b, s, 0)) &&
-                   tile_listed(spec.pattern, h, t, s / kKeyTile);
+                   tile_listed(spec.pattern, h, t, s);
       }
   return count;
 }

@@ -9,6 +9,8 @@
 #include <climits>
 #include <cstdint>
 
+#include "common/types.h"
+
 namespace longspan::kernels {
 
 enum class PatternKind : int8_t { kFull, kShiftedGroups, kWindow, kTiles };
@@ -47,10 +49,10 @@ struct RowBounds {
   bool global;
 };
 
-inline int32_t floor_div(int32_t a, int32_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+LONGSPAN_HD inline int32_t floor_div(int32_t a, int32_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 /// `shifted` tells whether the head is in the shifted half.
-inline RowBounds row_bounds(const Pattern& p, int32_t doc, int32_t pos, int32_t flag, bool shifted) {
+LONGSPAN_HD inline RowBounds row_bounds(const Pattern& p, int32_t doc, int32_t pos, int32_t flag, bool shifted) {
   RowBounds row{doc, INT_MIN, p.causal ? pos : INT_MAX, INT_MIN, (flag & 1) != 0};
   if (p.model_window > 0) row.floor = pos - p.model_window + 1;
   if (p.kind == PatternKind::kWindow) row.low = pos - p.window + 1;
@@ -61,7 +63,7 @@ inline RowBounds row_bounds(const Pattern& p, int32_t doc, int32_t pos, int32_t 
   return row;
 }
 
-inline bool visible(const RowBounds& row, int32_t sinks, int32_t doc, int32_t pos, int32_t flag) {
+LONGSPAN_HD inline bool visible(const RowBounds& row, int32_t sinks, int32_t doc, int32_t pos, int32_t flag) {
   return row.doc == doc && doc >= 0 && pos >= row.floor && pos <= row.ceiling &&
          (pos >= row.low || pos < sinks || row.global || (flag & 1));
 }
@@ -69,19 +71,19 @@ inline bool visible(const RowBounds& row, int32_t sinks, int32_t doc, int32_t po
 /// Minima and maxima over a run of keys.
 struct KeyRange {
   int32_t doc_min, doc_max, pos_min, pos_max;
-  bool any_global;
+  int32_t any_global;
 };
 
 /// Minima and maxima over a run of query rows.
 struct RowRange {
   int32_t doc_min, doc_max, floor_min, floor_max, ceiling_min, ceiling_max, low_min, low_max;
-  bool any_global;
+  int32_t any_global;
 };
 
 enum class Visibility : int8_t { kSkip, kPartial, kFull };
 
 /// kSkip and kFull are exact promises; everything else is kPartial.
-inline Visibility classify(const RowRange& q, const KeyRange& k, int32_t sinks) {
+LONGSPAN_HD inline Visibility classify(const RowRange& q, const KeyRange& k, int32_t sinks) {
   if (q.doc_max < 0 || k.doc_max < 0 || q.doc_max < k.doc_min || q.doc_min > k.doc_max) return Visibility::kSkip;
   if (k.pos_min > q.ceiling_max || k.pos_max < q.floor_min) return Visibility::kSkip;
   const bool near = k.pos_max >= q.low_min;
@@ -92,10 +94,10 @@ inline Visibility classify(const RowRange& q, const KeyRange& k, int32_t sinks) 
   return Visibility::kPartial;
 }
 
-/// Whether key tile `key_tile` (of kKeyTile keys) is listed for the query row `row` of `head`.
-inline bool tile_listed(const Pattern& p, int64_t head, int64_t row, int64_t key_tile) {
+/// Whether the tile of key `key` is listed for the query row `row` of `head`.
+LONGSPAN_HD inline bool tile_listed(const Pattern& p, int64_t head, int64_t row, int64_t key) {
   if (p.kind != PatternKind::kTiles) return true;
-  const int64_t wanted = key_tile * kKeyTile / p.tile_size;
+  const int64_t wanted = key / p.tile_size;
   const int64_t list = (p.tile_heads == 1 ? 0 : head) * p.query_tiles + row / p.tile_size;
   const int32_t* slots = p.tiles + list * p.tile_slots;
   int64_t low = 0, high = p.tile_slots;  // first slot that is >= wanted or the end mark

@@ -1,5 +1,5 @@
 #pragma once
-// What a CPU kernel is given to run with. Kernels own no threads, no memory and no matrix library.
+// What a kernel is given to run with. Kernels own no threads, no memory and no matrix library.
 #include "common/isa.h"
 #include "common/types.h"
 
@@ -39,6 +39,14 @@ struct Gemm {
 struct Workspace {
   void* self;
   void* (*get)(void* self, int64_t bytes);
+};
+
+/// What a CUDA kernel is given to run with. Scratch is freed by the owner in the stream's order; kernels never synchronise.
+/// `gemm` multiplies on the same stream; null for kernels that need none.
+struct CudaContext {
+  void* stream;  // cudaStream_t
+  Workspace workspace;
+  Gemm gemm{};
 };
 
 struct Context {

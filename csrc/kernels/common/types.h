@@ -3,9 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 
+// Functions that kernels of both worlds call.
+#if defined(__CUDACC__)
+#define LONGSPAN_HD __host__ __device__
+#else
+#define LONGSPAN_HD
+#endif
+
 namespace longspan::kernels {
 
-enum class DType : int8_t { kFloat32, kFloat64, kBFloat16 };
+enum class DType : int8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 inline constexpr int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
@@ -23,7 +30,7 @@ struct View {
   int64_t stride[N] = {};
 };
 
-inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+LONGSPAN_HD inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LONGSPAN_HD inline constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 }  // namespace longspan::kernels

@@ -134,6 +134,7 @@ void linear_cross_entropy_cpu(const LinearCrossEntropySpec& spec, const LinearCr
                               const Context& context) {
   const int64_t T = io.hidden.size[0], C = io.hidden.size[1], V = io.weight.size[0];
   const DType dtype = io.hidden.dtype, statistics = statistics_dtype(dtype);
+  if (dtype == DType::kFloat16) throw std::invalid_argument("the loss on the CPU has no float16; use bfloat16 or float32");
   auto* index = scratch<int64_t>(context, T);
   auto* losses = scratch<double>(context, T);
   const int64_t count = rows_that_count(spec, io, index);

@@ -42,4 +42,39 @@ struct LinearCrossEntropyTensors {
 void linear_cross_entropy_cpu(const LinearCrossEntropySpec& spec, const LinearCrossEntropyTensors& io,
                               const Context& context);
 
+/// The same on CUDA, for float and bfloat16; matrix products are `context.gemm`'s, with operands of one dtype. It does not
+/// wait for the device, so all rows are multiplied and a label out of range gives NaN instead of an exception.
+/// Scratch: segment * V floats and, for bfloat16, as many gradients in bfloat16; for a bfloat16 dweight of several segments
+/// 2 V * C floats. Gradients of logits are rounded to bfloat16 before they are multiplied. Deterministic.
+/// Throws std::invalid_argument for other dtypes and std::runtime_error with CUDA's text when a launch fails.
+void linear_cross_entropy_cuda(const LinearCrossEntropySpec& spec, const LinearCrossEntropyTensors& io,
+                               const CudaContext& context);
+
+/// Rows of raw products (logits before bias, scale and soft-cap), and their gradient.
+///
+///   losses[t]   = w[t] * (log sum_v exp z[i,v] - z[i, labels[t]]),  t = index[i], or i when index is null
+///   gradient[i] = d losses[t] / d logits[i]
+///
+/// logits [rows, V] float with row stride `stride`; bias [V] of `dtype` or null; gradient [rows, V] of `dtype` with row
+/// stride `gradient_stride`, null where not wanted, or the logits themselves for float; the others as above, float
+/// statistics. A label that is ignored gives loss 0 and a row of zeros. A label out of range cannot raise without a
+/// synchronisation: it gives NaN.
+struct CrossEntropyRows {
+  DType dtype;
+  const float* logits;
+  int64_t rows, V, stride;
+  void* gradient;
+  int64_t gradient_stride;
+  const int64_t* index;
+  const int64_t* labels;
+  const float* row_weights;
+  const void* bias;
+  int64_t ignore_index;
+  float scale, softcap;
+  float* losses;
+};
+
+/// One block a row: an online maximum and sum in one pass, the gradient in a second; logits are read twice.
+void cross_entropy_rows_cuda(const CrossEntropyRows& rows, const CudaContext& context);
+
 }  // namespace longspan::kernels

@@ -44,6 +44,7 @@ void cross_entropy_segment(const LossSegment& segment, const Context& context) {
     case DType::kFloat32: return run_segment<float>(segment, context);
     case DType::kFloat64: return run_segment<double>(segment, context);
     case DType::kBFloat16: return run_segment<bfloat16>(segment, context);
+    case DType::kFloat16: return;  // linear_cross_entropy_cpu refuses it
   }
 }
 
@@ -60,6 +61,7 @@ void store_rounded(DType dtype_from, const void* from, int64_t rows, int64_t col
       case DType::kFloat32: return round_to(source, rows, columns, static_cast<float*>(to), stride, context);
       case DType::kFloat64: return round_to(source, rows, columns, static_cast<double*>(to), stride, context);
       case DType::kBFloat16: return round_to(source, rows, columns, static_cast<bfloat16*>(to), stride, context);
+      case DType::kFloat16: return;  // linear_cross_entropy_cpu refuses it
     }
   };
   if (dtype_from == DType::kFloat64)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longspan import _native
 from longspan.ops._define import define, op
+from longspan.ops._dtypes import check_dtype
 from longspan.ops.layout import TokenLayout
 from longspan.ops.pattern import AttentionPattern
 
@@ -36,11 +37,11 @@ def attention(
         out[t,h] = sum_j softmax_j(cap(scale * <q[t,h], k[j,g(h)]>)) v[j,g(h)]
         j visible to (t, h),  g(h) = h // (H // K)
 
-    q: [B,H,T,D]; k, v: [B,K,S,D]; float32, float64 or bfloat16 (computed in float32), any strides with D contiguous,
-    1 <= D <= 256, H a multiple of K. pattern: default `AttentionPattern.full()`. layout: documents and positions; None
-    is one document and needs T = S (use `TokenLayout.cached` for new queries behind cached keys). scale: default
-    D ** -0.5. softcap: c gives cap(x) = c tanh(x / c) (Gemma 2, section 2). model_window: the model's own sliding
-    window, ANDed to the pattern.
+    q: [B,H,T,D]; k, v: [B,K,S,D]; float32 or bfloat16, on the CPU also float64, on CUDA also float16 (16-bit types are
+    computed in float32), any strides with D contiguous, 1 <= D <= 256, H a multiple of K. pattern: default
+    `AttentionPattern.full()`. layout: documents and positions; None is one document and needs T = S (use
+    `TokenLayout.cached` for new queries behind cached keys). scale: default D ** -0.5. softcap: c gives
+    cap(x) = c tanh(x / c) (Gemma 2, section 2). model_window: the model's own sliding window, ANDed to the pattern.
 
     Returns out [B,H,T,D] with [B,T,H,D] storage, and with return_lse also the log-sum-exp [B,H,T] (float32, float64
     for float64; -inf where nothing is visible, and then out is 0). Both are differentiable. Saved for backward: q, k,
@@ -87,8 +88,7 @@ def _check(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"attention: {name} has shape {tuple(x.shape)}; it must be [B, heads, tokens, D]")
-        if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-            raise ValueError(f"attention: {name} is {x.dtype}; allowed: float32, float64, bfloat16")
+        check_dtype("attention", name, x, half=True)
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(
                 f"attention: {name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}; they must agree"

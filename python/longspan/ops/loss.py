@@ -10,9 +10,9 @@ from torch import Tensor
 
 from longspan import _native
 from longspan.ops._define import define, op
+from longspan.ops._dtypes import check_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def segment_linear_cross_entropy(
@@ -33,7 +33,7 @@ def segment_linear_cross_entropy(
 
         loss[t] = token_weights[t] * (log sum_v exp z[t,v] - z[t, labels[t]]),  0 where labels[t] is ignore_index
 
-    hidden: [..., C]; weight: [V, C]; bias: [V]; all float32, float64 or bfloat16 (computed in float32). labels: [...],
+    hidden: [..., C]; weight: [V, C]; bias: [V]; all float32, bfloat16 or, on the CPU, float64. labels: [...],
     int64 or int32, already shifted: labels[i] is the target of hidden[i]; 0 <= label < V or ignore_index.
     token_weights: [...] of either sign, constant (not differentiated); None is 1. logit_softcap: c; None is no cap.
     segment: the most rows of logits that exist at a time. Rows with an ignored label or weight 0 cost nothing.
@@ -49,6 +49,9 @@ def segment_linear_cross_entropy(
     weight and bias are cast as `torch.nn.functional.linear` casts its inputs. Transient memory: segment * V * 4 bytes
     of logits (8 for float64), and with dweight V * C * 4 bytes for bfloat16. Deterministic; the result does not depend
     on the number of threads, and on `segment` only by rounding.
+
+    On CUDA nothing waits for the device: all rows are multiplied, a label out of range makes its loss and gradient nan,
+    and for bfloat16 the gradients of the logits are rounded to bfloat16 before they are multiplied.
 
     Raises ValueError naming what does not fit (a label out of range with its row and V), and MissingBackendError when
     no kernel serves the device.
@@ -120,8 +123,7 @@ def _check_tensors(
     for label, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None:
             continue
-        if x.dtype not in _DTYPES:
-            raise ValueError(f"{name}: {label} is {x.dtype}; allowed: float32, float64, bfloat16")
+        check_dtype(name, label, x, half=False)
         if x.dtype != hidden.dtype or x.device != hidden.device:
             raise ValueError(
                 f"{name}: {label} is {x.dtype} on {x.device} but hidden is {hidden.dtype} on {hidden.device}; "
