@@ -4,14 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
-NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py build_backend.py
+NATIVE := $(shell find csrc -type f -not -path 'csrc/simt/*') CMakeLists.txt setup.py build_backend.py
+# CUDA kernels are compiled for this environment where a GPU can run them; the tests of the wheel always compile them.
+export LONGSPAN_CUDA ?= $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-all lint format bench wheel clean
+.PHONY: help demo test test-all gpu lint format bench wheel clean
 help:
 	@echo "make demo      fine-tune SmolLM2-135M on long text: longspan against Hugging Face + PEFT"
 	@echo "make test      lint and all tests (make test-all adds the long sweeps)"
+	@echo "make gpu       on a machine with a GPU: build for it, test on it, measure beside the predictions"
 	@echo "make bench     kernel benchmarks against torch, appended to bench/records"
 	@echo "make wheel     build the wheel into dist/"
 
@@ -32,6 +35,13 @@ $(STAMPS)/native: $(STAMPS)/dependencies $(NATIVE)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
+# What the CUDA tests need beside nvcc: the disassemblers, CUTLASS's headers, and nvcc itself where none is on the PATH.
+$(STAMPS)/cuda: $(STAMPS)/dependencies constraints.txt
+	$(BIN)/pip install -q --no-deps -c constraints.txt nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump nvidia-cutlass
+	@command -v nvcc > /dev/null || $(BIN)/pip install -q --no-deps $$($(BIN)/python -c "from tests.cuda import toolkit; \
+	  print(*(f'{wheel}==13.0.*' for wheel in toolkit.WHEELS))")
+	touch $@
+
 # A cross compiler and an emulator for the aarch64 test, where Debian's packages can be installed; the test says when not.
 $(STAMPS)/aarch64:
 	@mkdir -p $(STAMPS)
@@ -43,22 +53,33 @@ $(STAMPS)/aarch64:
 demo: $(STAMPS)/native
 	$(BIN)/longspan demo
 
-test: lint $(STAMPS)/aarch64
-	$(BIN)/python -m pytest -q -m "not sweep"
+test: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
+	$(BIN)/python -m pytest -q -m "not sweep and not gpu"
 
-test-all: lint $(STAMPS)/aarch64
-	$(BIN)/python -m pytest -q
+test-all: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
+	$(BIN)/python -m pytest -q -m "not gpu" --all-mutants
+
+# On a machine with a GPU: the CUDA kernels built for it, their tests on it, and times beside the predicted ones.
+$(STAMPS)/native-cuda: $(STAMPS)/dependencies $(STAMPS)/cuda $(NATIVE)
+	LONGSPAN_CUDA=ON CUDACXX=$$($(BIN)/python -c "from tests.cuda import toolkit; print(toolkit.require())") \
+	  $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	rm -f $(STAMPS)/native && touch $@
+
+gpu: $(STAMPS)/native-cuda
+	$(BIN)/python -m bench.gpu --check
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python -m bench.gpu
 
 lint: $(STAMPS)/native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: $(STAMPS)/native
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: $(STAMPS)/native
 	$(BIN)/longspan bench

@@ -17,6 +17,11 @@ settings.load_profile("longspan")
 torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-mutants`, which `make test-all` gives."""
+    parser.addoption("--all-mutants", action="store_true", help="plant all bugs, also of kernels that did not change")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Names the devices and instruction sets whose tests did not run, so that green means no more than it does."""
     terminalreporter.section("devices and instruction sets")

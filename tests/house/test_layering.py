@@ -77,15 +77,21 @@ def test_a_right_import_is_not(tmp_path: Path, name: str, text: str) -> None:
 
 BAD_CPP = [
     ("kernels/a/a.cpp", "#include <torch/csrc/stable/tensor.h>", "only csrc/ops includes torch"),
-    ("kernels/a/a.cpp", "#include <pybind11/numpy.h>", "only csrc/host includes pybind11"),
+    ("kernels/a/a.cpp", "#include <pybind11/numpy.h>", "only csrc/host and csrc/simt include pybind11"),
     ("kernels/a/a.cpp", "#  include <Python.h>", "Python is reached through pybind11"),
     ("kernels/a/a.cpp", '#include "ops/tensor.h"', "kernels include only kernels"),
     ("kernels/a/a.cpp", '#include "../../host/array.h"', "kernels include only kernels"),
+    ("kernels/a/a.cu", '#include "simt/device.h"', "kernels include only kernels"),
+    ("kernels/common/simt.h", '#include "simt/engine/machine.h"', "kernels include only kernels"),
+    ("ops/a.cpp", '#include "simt/entry.h"', "ops must not include simt"),
+    ("host/a.cpp", '#include "simt/entry.h"', "host must not include simt"),
+    ("simt/a.cpp", '#include "host/array.h"', "simt must not include host"),
+    ("simt/a.cpp", "#include <torch/csrc/stable/tensor.h>", "only csrc/ops includes torch"),
     ("ops/a.cpp", "#include <ATen/ATen.h>", "only torch's ABI-stable headers"),
     ("ops/a.cpp", "#include <torch/extension.h>", "only torch's ABI-stable headers"),
     ("ops/a.cpp", "#include <c10/util/BFloat16.h>", "only torch's ABI-stable headers"),
     ("ops/a.cpp", '#include "host/array.h"', "ops must not include host"),
-    ("ops/a.cpp", "#include <cuda_runtime.h>", "only csrc/kernels uses the CUDA runtime"),
+    ("ops/a.cpp", "#include <cuda_runtime.h>", "only csrc/kernels and csrc/simt use the CUDA runtime"),
     ("host/a.cpp", "#include <torch/csrc/stable/tensor.h>", "only csrc/ops includes torch"),
     ("host/a.cpp", '#include "ops/tensor.h"', "host must not include ops"),
     ("extra/a.cpp", "", "'extra' is in no layer"),
@@ -105,5 +111,7 @@ def test_right_includes_are_not(tmp_path: Path) -> None:
         "kernels/b/b.cpp": '#include "a/a.h"\n#include <vector>\n',
         "ops/a.cpp": '#include <torch/csrc/stable/tensor.h>\n#include "kernels/a/a.h"\n#include "ops/t.h"\n',
         "host/a.cpp": '#include <pybind11/numpy.h>\n#include "kernels/a/a.h"\n#include "host/t.h"\n',
+        "kernels/common/simt.h": '#include <cuda_bf16.h>\n#include "simt/device.h"\n',
+        "simt/e.cpp": '#include <pybind11/numpy.h>\n#include <cuda_runtime.h>\n#include "a/a.h"\n#include "simt/t.h"\n',
     }
     assert cpp_violations(written(tmp_path / "csrc", files)) == []

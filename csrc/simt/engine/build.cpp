@@ -1,0 +1,7 @@
+#include "simt/engine/build.h"
+
+namespace simt {
+
+const Build kBuild = Build::SIMT_BUILD;
+
+}  // namespace simt
