@@ -25,6 +25,11 @@ def parser() -> argparse.ArgumentParser:
         help="with --compare: exit 1 when a row is slower by more than this share and its [p20, p80] lies apart "
         "(default %(default)s)",
     )
+    p.add_argument(
+        "--static",
+        action="store_true",
+        help="what the compiler made of the CUDA kernels, and predicted times; first argument (then --static --help)",
+    )
     p.add_argument("--plot", type=Path, metavar="PNG", help="plot the newest rows of --records and exit")
     return p
 
@@ -44,7 +49,13 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0, or 1 when a row failed or lost too much."""
+    if arguments[:1] == ["--static"]:
+        from bench.static.__main__ import main as static
+
+        return static(arguments[1:])
     options = parser().parse_args(arguments)
+    if options.static:
+        raise ValueError("--static must be the first argument")
     if options.threads < 1:
         raise ValueError(f"--threads is {options.threads}; it must be at least 1")
     if options.compare:

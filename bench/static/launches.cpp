@@ -1,0 +1,100 @@
+// Which kernels the entry points launch, and how: the project's own host code with a runtime library that only notes.
+// Reads one problem a line, prints `<line> <kernel> <blocks> <threads> <bytes of shared memory>` a launch:
+//   attention fwd|bwd <dtype> <batch> <heads> <key heads> <queries> <keys> <D> <aligned 0|1>
+//   loss <dtype> <rows> <vocabulary>
+//   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+#include <stdexcept>
+
+#include "attention/attention.h"
+#include "fake_runtime.h"
+#include "loss/loss.h"
+
+using namespace longspan::kernels;
+
+namespace {
+
+alignas(64) char scratch[64];  // never read: nothing runs
+
+CudaContext context() {
+  return {nullptr, {nullptr, [](void*, int64_t) -> void* { return scratch; }}, {nullptr, [](void*, const GemmArgs&) {}}};
+}
+
+DType dtype_of(const std::string& name) {
+  if (name == "float32") return DType::kFloat32;
+  if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float16") return DType::kFloat16;
+  throw std::invalid_argument("no dtype " + name);
+}
+
+View<4> view(DType dtype, int64_t batch, int64_t heads, int64_t rows, int64_t D, bool aligned) {
+  const int64_t row = round_up(D, 8) + (aligned ? 0 : 1);
+  return {scratch, dtype, {batch, heads, rows, D}, {heads * rows * row, rows * row, row, 1}};
+}
+
+void attention(std::istream& words) {
+  std::string direction, dtype_name;
+  int64_t batch, heads, key_heads, queries, keys, D;
+  bool aligned;
+  if (!(words >> direction >> dtype_name >> batch >> heads >> key_heads >> queries >> keys >> D >> aligned))
+    throw std::invalid_argument("attention takes direction, dtype, six sizes and alignment");
+  const DType dtype = dtype_of(dtype_name);
+  const View<4> q = view(dtype, batch, heads, queries, D, aligned), k = view(dtype, batch, key_heads, keys, D, aligned);
+  const AttentionTensors io{q, k, k, q, scratch};
+  const AttentionSpec spec{{}, {}, {}, 1.0, 0.0};
+  if (direction == "fwd")
+    attention_fwd_cuda(spec, io, context());
+  else
+    attention_bwd_cuda(spec, io, {q, q, k, k, nullptr}, context());
+}
+
+void loss(std::istream& words) {
+  std::string dtype;
+  int64_t rows, V;
+  if (!(words >> dtype >> rows >> V)) throw std::invalid_argument("loss takes dtype, rows and vocabulary");
+  CrossEntropyRows arguments{};
+  arguments.dtype = dtype_of(dtype), arguments.logits = reinterpret_cast<float*>(scratch);
+  arguments.rows = rows, arguments.V = V, arguments.stride = V;
+  arguments.gradient = scratch, arguments.gradient_stride = V;
+  cross_entropy_rows_cuda(arguments, context());
+}
+
+void linear_loss(std::istream& words) {
+  std::string name;
+  int64_t T, V, C, segment;
+  if (!(words >> name >> T >> V >> C >> segment)) throw std::invalid_argument("linear_loss takes dtype and four sizes");
+  const DType dtype = dtype_of(name);
+  const View<2> hidden{scratch, dtype, {T, C}, {C, 1}}, weight{scratch, dtype, {V, C}, {C, 1}};
+  const auto* labels = reinterpret_cast<const int64_t*>(scratch);
+  linear_cross_entropy_cuda({segment, -100, 1.0, 0.0},
+                            {hidden, weight, scratch, labels, nullptr, nullptr, scratch, hidden, weight, scratch},
+                            context());
+}
+
+}  // namespace
+
+int main() {
+  std::string line;
+  for (int number = 0; std::getline(std::cin, line); ++number) {
+    std::istringstream words(line);
+    std::string op;
+    words >> op;
+    try {
+      if (op == "attention")
+        attention(words);
+      else if (op == "loss")
+        loss(words);
+      else if (op == "linear_loss")
+        linear_loss(words);
+      else
+        throw std::invalid_argument("no op " + op);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "line %d, %s: %s\n", number, line.c_str(), error.what());
+      return 1;
+    }
+    for (const Launch& x : take_launches())
+      std::printf("%d %s %zu %u %zu\n", number, x.kernel.c_str(), x.blocks, x.threads, x.shared);
+  }
+}

@@ -1,0 +1,119 @@
+"""How the entry points launch their kernels: grid, threads and dynamic shared memory, from the project's host code.
+
+The objects that nvcc made are linked with a stand-in for CUDA's runtime library that notes launches and runs nothing,
+so the tile sizes and shared memory here are those of the dispatch itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.static.compile import INCLUDES, Compiled
+from bench.static.tools import BUILD, run
+
+HERE = Path(__file__).parent
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One call of attention's forward ("fwd") or backward ("bwd")."""
+
+    direction: str
+    dtype: str = "bfloat16"
+    batch: int = 1
+    heads: int = 32
+    key_heads: int = 8
+    tokens: int = 4096
+    D: int = 128
+    aligned: bool = True
+
+    def line(self) -> str:
+        """For the launcher."""
+        sizes = [self.batch, self.heads, self.key_heads, self.tokens, self.tokens, self.D, int(self.aligned)]
+        return " ".join(["attention", self.direction, self.dtype, *map(str, sizes)])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One call of the cross-entropy of rows of logits; dtype is that of the bias."""
+
+    dtype: str
+    rows: int
+    vocabulary: int
+
+    def line(self) -> str:
+        """For the launcher."""
+        return f"loss {self.dtype} {self.rows} {self.vocabulary}"
+
+
+@dataclass(frozen=True)
+class LinearLoss:
+    """One call of the segmented loss, with all gradients; its matrix products are the library's."""
+
+    dtype: str
+    tokens: int = 64
+    vocabulary: int = 1024
+    C: int = 32
+    segment: int = 16
+
+    def line(self) -> str:
+        """For the launcher."""
+        return f"linear_loss {self.dtype} {self.tokens} {self.vocabulary} {self.C} {self.segment}"
+
+
+Problem = Attention | Loss | LinearLoss
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch; `kernel` is the mangled name, `shared` the dynamic shared memory in bytes."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+
+
+def launcher(objects: Sequence[Compiled], build: Path = BUILD) -> Path:
+    """The program that turns problems into launches, built when an object or its source changed."""
+    parts = [HERE / "launches.cpp", HERE / "fake_runtime.cpp"]
+    digest = hashlib.sha256()
+    for path in [*parts, HERE / "fake_runtime.h"]:
+        digest.update(path.read_bytes())
+    for compiled in objects:
+        digest.update(str(compiled.object).encode())  # its folder is named by a hash
+    program = build / "launches" / digest.hexdigest()[:16]
+    if not program.is_file():
+        shutil.rmtree(program.parent, ignore_errors=True)
+        program.parent.mkdir(parents=True)
+        includes = [f"-I{path}" for path in (*INCLUDES, HERE)]
+        run(["g++", "-std=c++20", "-O1", *includes, *parts, *(x.object for x in objects), "-o", program])
+    return program
+
+
+def launches(program: Path, problems: Iterable[Problem]) -> list[list[Launch]]:
+    """The launches of each problem, in order."""
+    lines = [problem.line() for problem in problems]
+    found: list[list[Launch]] = [[] for _ in lines]
+    for line in run([program], text="\n".join(lines)).splitlines():
+        number, kernel, *sizes = line.split()
+        found[int(number)].append(Launch(kernel, *map(int, sizes)))
+    return found
+
+
+def every_dispatch() -> list[Problem]:
+    """Problems that together reach every kernel: all dtypes, head dimensions and alignments."""
+    found: list[Problem] = [
+        Attention(direction, dtype, tokens=256, D=D, aligned=aligned)
+        for dtype in DTYPES
+        for direction in ("fwd", "bwd")
+        for aligned in (True, False)
+        for D in range(8, 257, 8)
+    ]
+    found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
+    return found + [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]

@@ -1,0 +1,102 @@
+"""Runs what the source engine launched a second time, on the PTX that nvcc makes of the same kernels.
+
+result = simt.run("attention_fwd", arguments, record=True)
+values = replay(result, sources)["out"]
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.static.compile import compile_source
+from bench.static.tools import KERNELS
+from tests.cuda import simt
+from tests.cuda.ptx import Memory, Module
+
+_POINTER = struct.Struct("<Q")
+
+
+@functools.cache
+def module(source: str) -> Module:
+    """The PTX of a kernel source below csrc/kernels, from the same compilation as the figures of its machine code."""
+    return Module(compile_source(KERNELS / source).ptx.read_text(encoding="utf-8"))
+
+
+@dataclass
+class Replay:
+    """What the PTX wrote, and how many elements of each output it never wrote."""
+
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    unwritten: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
+
+
+def replay(result: simt.Result, sources: Sequence[str], seed: int | None = None) -> Replay:
+    """Runs all launches of a recorded run on fresh memory.
+
+    Args:
+        result: Of `simt.run(..., record=True)`.
+        sources: Where the kernels are, below csrc/kernels.
+        seed: None runs each block's threads in lock-step, a number in an order that it chooses.
+
+    Raises:
+        KernelError: A kernel broke a rule of the PTX engine.
+        LookupError: A launched kernel is in none of the sources.
+    """
+    record = result.recording
+    assert record is not None, "the run was not recorded"
+    memory, places, names = Memory(), [], {}
+    for number, array in enumerate(record.arrays):
+        name = f"{array.name} #{number}"
+        if array.contents:
+            address = memory.upload(name, np.frombuffer(array.contents, np.uint8))
+        else:
+            address = memory.output(name, array.size, np.uint8)
+        places.append((array.address, array.size, address))
+        names[array.address] = name
+    for launch in record.launches:
+        kernel_module, kernel = _find(launch.kernel, sources)
+        parameters: list[int | float | bytes] = [_moved(each, places) for each in launch.parameters]
+        kernel_module.run(kernel, launch.grid, launch.block, launch.smem_bytes, parameters, memory, seed)
+    done = Replay()
+    for name, array_address in record.outputs.items():
+        like, where = result.outputs[name], names[array_address]
+        done.outputs[name] = memory.download(where).view(like.dtype).reshape(like.shape)
+        bytes_unwritten = memory.unwritten(where).reshape(-1, like.dtype.itemsize)
+        done.unwritten[name] = int(bytes_unwritten.any(1).sum())
+    return done
+
+
+def _find(kernel: str, sources: Sequence[str]) -> tuple[Module, str]:
+    wanted = _plain(kernel)
+    for source in sources:
+        for each in module(source).kernels:
+            if _plain(each.demangled) == wanted:
+                return module(source), each.name
+    raise LookupError(f"{kernel} is in none of {', '.join(sources)}")
+
+
+def _plain(name: str) -> str:
+    """A kernel's C++ name without its return type and its parameters."""
+    return name.split("(longspan::")[0].removeprefix("void ").replace(" ", "")
+
+
+def _moved(parameter: bytes, places: Sequence[tuple[int, int, int]]) -> bytes:
+    """The parameter with each pointer into an array of the recorded run pointing into its copy.
+
+    A word is a pointer when it is an address of one of those arrays: no count, stride or scale is as large as those.
+    """
+    moved = bytearray(parameter)
+    for at in range(0, len(moved) - len(moved) % 8, 8):
+        (word,) = _POINTER.unpack_from(moved, at)
+        for begin, size, copy in places:
+            if begin <= word < begin + max(size, 1):
+                _POINTER.pack_into(moved, at, copy + word - begin)
+    return bytes(moved)
