@@ -10,9 +10,18 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from bench.static import tools
 from tests.package.wheel import Built, clean_environment, install
 
-C_LIBRARIES = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "libpthread.so.0", "libdl.so.2"}
+C_LIBRARIES = {
+    "libstdc++.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "libc.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+}
 LOADER = re.compile(r"ld-linux.*\.so\.\d")
 NEEDED = {
     "liblongspan_kernels.so": set(),
@@ -37,6 +46,29 @@ torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attenti
 plain, _ = kernels.attention_fwd(*(x.detach().numpy() for x in (q, k, v)))
 torch.testing.assert_close(torch.from_numpy(plain), dense.detach())
 print("used")
+"""
+
+
+# An array that says that it is in CUDA memory: enough to reach the CUDA runtime, which finds no GPU.
+CUDA_CALL = """
+import torch
+from longspan import kernels
+class Cuda:
+    def __init__(self, x): self.x = x
+    def __dlpack_device__(self): return (2, 0)
+    def __dlpack__(self, stream=None):
+        import ctypes
+        capsule = self.x.__dlpack__()
+        ctypes.pythonapi.PyCapsule_GetPointer.restype = ctypes.c_void_p
+        ctypes.pythonapi.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        tensor = ctypes.pythonapi.PyCapsule_GetPointer(capsule, b"dltensor")
+        ctypes.c_int32.from_address(tensor + 8).value = 2
+        return capsule
+x = Cuda(torch.zeros(1, 2, 8, 16))
+try:
+    kernels.attention_fwd(x, x, x, out=x, lse=Cuda(torch.zeros(1, 2, 8)), stream=7)
+except RuntimeError as error:
+    print(error)
 """
 
 
@@ -69,7 +101,8 @@ def test_the_installed_wheel_reports(python: Path, tmp_path: Path) -> None:
     text = run_without_tools(python, "-m", "longspan", folder=tmp_path)
     assert "missing" not in text
     assert "attention_fwd" in text
-    assert "cpu: yes" in text
+    assert "cpu: yes, cuda: yes" in text
+    assert "not in this build" not in text
 
 
 def test_nothing_is_downloaded_twice(wheel: Built) -> None:
@@ -85,6 +118,12 @@ def test_the_wheel_holds_the_package_only(unpacked: Path) -> None:
     libraries = sorted(p.name.split(".")[0] for p in unpacked.rglob("*.so"))
     assert libraries == ["_host", "_ops", "liblongspan_kernels"]
     assert (unpacked / "longspan" / "py.typed").is_file()
+
+
+def test_cuda_calls_without_a_gpu_say_why(python: Path, tmp_path: Path) -> None:
+    text = run_without_tools(python, "-c", CUDA_CALL, folder=tmp_path)
+    assert "cudaGetDevice: " in text
+    assert re.search(r"driver|device", text), text
 
 
 def elf(unpacked: Path, start: str) -> Path:
@@ -103,6 +142,25 @@ def test_libraries_need_only_what_they_may(unpacked: Path, name: str) -> None:
     assert set(paths) <= {"$ORIGIN"}
     if "liblongspan_kernels.so" in NEEDED[name]:
         assert paths == ["$ORIGIN"]
+
+
+def code(unpacked: Path, option: str) -> set[str]:
+    """The architectures of the machine code (-lelf) or of the PTX (-lptx) inside the kernel library."""
+    listing = tools.run([tools.tool("cuobjdump"), option, elf(unpacked, "liblongspan_kernels.so")])
+    return set(re.findall(r"\.(sm_\d+)\.", listing))
+
+
+def test_architectures_inside(unpacked: Path) -> None:
+    assert code(unpacked, "-lelf") == {"sm_80", "sm_90"}
+    assert code(unpacked, "-lptx") == {"sm_80"}
+
+
+def test_the_cuda_runtime_stays_inside(unpacked: Path) -> None:
+    # Exported, it would take the place of torch's.
+    exported = symbols(elf(unpacked, "liblongspan_kernels.so"), defined=True)
+    assert {name for name in exported if re.match(r"_*cuda[A-Z]|__cudart|nv[A-Z]", name)} == set()
+    assert {name for name in exported if "attention_fwd_cuda" in name}, "no CUDA entry point"
+    assert not {name for name in symbols(elf(unpacked, "_ops.so"), defined=False) if name.startswith("cuda")}
 
 
 def symbols(path: Path, *, defined: bool) -> set[str]:
