@@ -1,0 +1,14 @@
+# The CUDA kernels, from the project's root: of the library, and of the emulation that tests them.
+set(CUDA_KERNEL_SOURCES
+  csrc/kernels/attention/attention_cuda.cu
+  csrc/kernels/attention/bwd_bf16.cu
+  csrc/kernels/attention/bwd_f16.cu
+  csrc/kernels/attention/bwd_f32.cu
+  csrc/kernels/attention/delta.cu
+  csrc/kernels/attention/fwd_bf16.cu
+  csrc/kernels/attention/fwd_f16.cu
+  csrc/kernels/attention/fwd_f32.cu
+  csrc/kernels/attention/prepare.cu
+  csrc/kernels/loss/cross_entropy.cu
+  csrc/kernels/loss/linear_cross_entropy_cuda.cu
+)
