@@ -3,14 +3,12 @@
 
 #include "attention/fma_tile.cuh"
 #include "attention/launch.h"
+#include "common/convert.cuh"
 
 namespace longspan::kernels {
 namespace {
 
 constexpr int kThreads = 128;
-
-SIMT_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-SIMT_DEVICE float to_float(__half x) { return __half2float(x); }
 
 struct Row {
   int row, head, batch;

@@ -2,7 +2,7 @@
 #include <climits>
 #include <cmath>
 
-#include "common/simt.h"
+#include "common/convert.cuh"
 #include "loss/loss.h"
 
 namespace longspan::kernels {
@@ -30,10 +30,6 @@ struct SoftSum {
   }
 };
 
-SIMT_DEVICE float bias_at(const float* bias, int64_t v) { return bias[v]; }
-SIMT_DEVICE float bias_at(const __nv_bfloat16* bias, int64_t v) { return __bfloat162float(bias[v]); }
-SIMT_DEVICE float bias_at(const __half* bias, int64_t v) { return __half2float(bias[v]); }
-
 /// Raw products to scores: cap(scale * (x + bias)), with `factor` = scale, or scale / softcap.
 template <class S>
 struct Scores {
@@ -41,7 +37,7 @@ struct Scores {
   float factor, softcap;
 
   SIMT_DEVICE float operator()(float x, int64_t v) const {
-    const float z = (bias ? x + bias_at(bias, v) : x) * factor;
+    const float z = (bias ? x + to_float(bias[v]) : x) * factor;
     return softcap > 0 ? softcap * tanhf(z) : z;
   }
   /// How the soft-cap scales a gradient where the score is z.
@@ -51,11 +47,6 @@ struct Scores {
   }
 };
 
-SIMT_DEVICE void store(float* to, float x) { *to = x; }
-template <class S>
-SIMT_DEVICE void store(S* to, float x) {
-  *to = simt::rounded(x, S());
-}
 SIMT_DEVICE void store4(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
 template <class S>
 SIMT_DEVICE void store4(S* to, float4 x) {

@@ -1,18 +1,13 @@
 // Segmented linear cross-entropy on CUDA; see loss.h for the contract.
 #include <stdexcept>
 
-#include "common/simt.h"
+#include "common/convert.cuh"
 #include "loss/loss.h"
 
 namespace longspan::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-
-SIMT_DEVICE float as_float(float x) { return x; }
-SIMT_DEVICE float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-SIMT_DEVICE void store(float* to, float x) { *to = x; }
-SIMT_DEVICE void store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
 SIMT_DEVICE int64_t first_index() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 SIMT_DEVICE int64_t index_step() { return int64_t(gridDim.x) * kThreads; }
@@ -37,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t v = first_index();
   if (v >= columns) return;
   float sum = first ? 0.f : sums[v];
-  for (int64_t i = 0; i < rows; ++i) sum += as_float(x[i * stride + v]);
+  for (int64_t i = 0; i < rows; ++i) sum += to_float(x[i * stride + v]);
   sums[v] = sum;
 }
 
