@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan import kernels
-from longspan.memory import measure
-from longspan.ops import AttentionPattern, attention
-from longspan.ops.reference import attention as reference
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.record import Gate
+from longspan import kernels
+from longspan.memory import measure
+from longspan.ops import AttentionPattern, attention
+from longspan.ops.reference import attention as reference
 
 GATE_TOKENS = 640
 FORWARD, BACKWARD = 2.0, 3.0  # the error law: this many times torch's error in the same dtype

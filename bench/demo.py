@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import torch
-from longspan.recipe import Recipe
 from rich.console import Console
 from rich.table import Table
 
 from bench.process import Run, train_apart
 from bench.record import environment
+from longspan.recipe import Recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo_s2.yaml"
 STOCK, OURS = "Hugging Face + PEFT + SDPA, dense", "longspan, S2 with 4 sinks"

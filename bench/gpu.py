@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from longspan import _native, ops
-from longspan.ops import AttentionPattern
 
 from bench.record import RECORDS
 from bench.static.architectures import DEVICES, Device
@@ -21,6 +19,8 @@ from bench.static.figures import Figures, collect
 from bench.static.page import table
 from bench.static.predict import predict_attention
 from bench.static.workloads import AttentionWorkload, attention_workloads
+from longspan import _native, ops
+from longspan.ops import AttentionPattern
 
 ROUNDS = 20
 # The products of the prediction page, and what torch calls them.

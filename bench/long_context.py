@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from longspan import data, eval, patch
-from longspan.recipe import Recipe
-from longspan.train.merge import merge
-from longspan.train.model import load_model
 from rich.console import Console
 
 from bench.process import train_apart
 from bench.record import RECORDS, environment
+from longspan import data, eval, patch
+from longspan.recipe import Recipe
+from longspan.train.merge import merge
+from longspan.train.model import load_model
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "long_context_16k.yaml"
 S2 = {"method": "s2", "groups": 4}

@@ -13,8 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import longspan
 import torch
+
+import longspan
 from longspan import kernels
 
 ROOT = Path(__file__).parents[1]

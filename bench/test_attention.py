@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from longspan.ops import AttentionPattern
-from longspan.ops.reference import attention as reference
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import attention as rows
@@ -15,6 +13,8 @@ from bench.attention import Inputs, Shape
 from bench.conftest import Session
 from bench.race import Race, exponent, race, roofline
 from bench.record import Baseline, Gate, Record, Times
+from longspan.ops import AttentionPattern
+from longspan.ops.reference import attention as reference
 
 OP, KERNELS, DENSE, MM = "longspan.ops", "longspan.kernels", "sdpa_dense", "mm"
 ROOFLINE_TARGET = 0.75

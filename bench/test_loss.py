@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from longspan import kernels
-from longspan.memory import measure
-from longspan.ops import segment_linear_cross_entropy
-from longspan.ops.reference import loss as reference
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.conftest import Session
 from bench.race import race, roofline
 from bench.record import Baseline, Gate, Record, Times
+from longspan import kernels
+from longspan.memory import measure
+from longspan.ops import segment_linear_cross_entropy
+from longspan.ops.reference import loss as reference
 
 OP, KERNELS, HUGGING_FACE, MM = "longspan.ops", "longspan.kernels", "hugging_face", "mm"
 T, C, V, SEGMENT = 4096, 576, 49152, 2048

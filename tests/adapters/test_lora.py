@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from longspan import adapters
-from longspan.adapters import LoraAdapter, NoAdapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from longspan import adapters
+from longspan.adapters import LoraAdapter, NoAdapter
 
 TINY = {
     "vocab_size": 96,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longspan.ops import AttentionPattern
-from longspan.ops.reference.attention import visible
 
 from bench import attention as rows
 from bench import compare, plot, race
 from bench.__main__ import main
 from bench.record import Baseline, Gate, Record, Times, append, environment, read
+from longspan.ops import AttentionPattern
+from longspan.ops.reference.attention import visible
 
 
 def written(path: Path, seconds: float, *, spread: float = 0.01, passed: bool = True, dirty: bool = False) -> Path:

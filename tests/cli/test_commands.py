@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import longspan
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import longspan
 from longspan.cli import checkout
 from longspan.cli.evaluate import parse_lengths
 from longspan.cli.main import app
 from longspan.cli.train import parse_changes
-from typer.testing import CliRunner
 
 runner = CliRunner()
 
@@ -127,8 +128,9 @@ def test_eval_perplexity_end_to_end(small_model: str, tmp_path: Path, monkeypatc
     for score in saved["results"].values():
         assert f"{score['loss']:.4f}" in done.output
 
-    from longspan.eval import perplexity
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from longspan.eval import perplexity
 
     ids = AutoTokenizer.from_pretrained(small_model)("the user asks " * 60)["input_ids"][:32]
     want = perplexity(AutoModelForCausalLM.from_pretrained(small_model), [ids], [16, 32], 8)

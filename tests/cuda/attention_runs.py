@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from longspan.ops import AttentionPattern, TokenLayout
 from torch import Tensor
 
+from longspan.ops import AttentionPattern, TokenLayout
 from tests.cuda import simt
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import functional, inputs, oracle, torchs

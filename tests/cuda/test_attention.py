@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from longspan.ops import AttentionPattern, TokenLayout
 
+from longspan.ops import AttentionPattern, TokenLayout
 from tests.cuda import attention_runs, simt
 from tests.cuda.attention_runs import Problem, arguments, assert_correct, run
 from tests.ops.test_attention import CASES as OP_CASES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from longspan.ops import AttentionPattern
 
+from longspan.ops import AttentionPattern
 from tests.cuda import simt
 from tests.cuda.attention_runs import Problem, assert_correct, run
 

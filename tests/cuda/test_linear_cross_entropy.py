@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from longspan.ops.reference import loss as reference
 from torch import Tensor
 
+from longspan.ops.reference import loss as reference
 from tests.cuda import simt
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from longspan.ops import AttentionPattern, TokenLayout
 from torch import Tensor
 
+from longspan.ops import AttentionPattern, TokenLayout
 from tests.cuda import attention_runs, simt, test_loss
 from tests.cuda.attention_runs import DIRECTIONS, Problem, arguments, oracle
 from tests.cuda.ptx import KernelError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longspan.data.formats import Encoder
 
+from longspan.data.formats import Encoder
 from tests.chat import make_tokenizer
 
 TOKENIZER = make_tokenizer()

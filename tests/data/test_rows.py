@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from longspan.data import build, collate, demo
 from longspan.data.config import DataConfig
 from longspan.data.rows import Rows

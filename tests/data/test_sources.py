@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+
 from longspan.data import build, demo
 from longspan.data.config import DataConfig
 from longspan.data.sources import open_source

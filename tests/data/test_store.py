@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from longspan import folders
 from longspan.data import store
 from longspan.data.sources import open_source
 from longspan.data.store import TokenStore, open_store
-
 from tests.chat import make_tokenizer
 
 

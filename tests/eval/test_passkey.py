@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from longspan.eval import passkey
 from longspan.eval.passkey import PromptMaker, decode_greedily
 from longspan.eval.scoring import evaluating
-from transformers import LlamaConfig, LlamaForCausalLM
 
 FILLER = "".join(f"Line {number} of the text that the user asks about.\n" for number in range(50))
 

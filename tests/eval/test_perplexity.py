@@ -13,8 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from longspan.eval import perplexity, scoring
-from longspan.eval.perplexity import windows
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -24,6 +22,9 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
 )
+
+from longspan.eval import perplexity, scoring
+from longspan.eval.perplexity import windows
 
 SMALL = {
     "vocab_size": 61,

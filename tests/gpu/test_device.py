@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from longspan import ops
 from longspan.ops import AttentionPattern
 from longspan.ops.reference import loss as reference
-
 from tests.cuda.attention_runs import DIRECTIONS, Problem
 from tests.cuda.test_attention import CASES
 from tests.laws import BACKWARD, FORWARD, assert_error_bound

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import torch
+
 from longspan import _native, kernels
 
 DEVICES = ("cpu", "cuda")

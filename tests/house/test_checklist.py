@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import longspan.ops
 import pytest
 import torch
+
+import longspan.ops
 from longspan import _native
 from longspan.ops._define import REGISTERED
 from longspan.report import report
-
 from tests.house.checklist import declared_ops, missing_files, missing_registrations
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from longspan import kernels
 from longspan.ops import AttentionPattern, TokenLayout
-
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import inputs, oracle
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from longspan import _native, kernels
 
 _GET_POINTER = ctypes.pythonapi.PyCapsule_GetPointer

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longspan import kernels
 from torch import Tensor
 
+from longspan import kernels
 from tests import machine
 from tests.laws import FORWARD, assert_error_bound
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from longspan import kernels
 
+from longspan import kernels
 from tests import machine
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from longspan.memory import measure
 from longspan.ops import AttentionPattern, TokenLayout, attention
-from torch import Tensor
 
 B, H, K, D = 1, 9, 3, 64
 FLOATS_PER_ROW = 2  # O(T) beside the tensors: row sums of the backward, tile bounds, positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from longspan.memory import measure
 from longspan.ops import segment_linear_cross_entropy
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
 from longspan.memory import measure
 from longspan.ops import AttentionPattern, attention
-from torch import Tensor
 
 MEGABYTE = 1_000_000
 

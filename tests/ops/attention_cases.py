@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from longspan.ops import AttentionPattern, attention
 from longspan.ops.reference.attention import attention as reference
-from torch import Tensor
 
 
 def inputs(

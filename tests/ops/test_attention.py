@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longspan.ops import AttentionPattern, TokenLayout, attention
 
+from longspan.ops import AttentionPattern, TokenLayout, attention
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import inputs, oracle, ours, torchs
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from longspan.ops import AttentionPattern as P
 from longspan.ops import TokenLayout, attention
-
 from tests.ops.attention_cases import inputs
 
 Q, K, V = inputs(1, 4, 2, 8, 16)

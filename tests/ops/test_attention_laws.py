@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
+
 from longspan.ops import AttentionPattern, TokenLayout, attention
 from longspan.ops.reference.attention import visible
-
 from tests.laws import assert_error_bound
 from tests.ops.attention_cases import assert_same_bits, inputs, oracle, ours, torchs
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longspan.ops import segment_linear_cross_entropy
-from longspan.ops.reference.loss import segment_linear_cross_entropy as reference
 from torch import Tensor, nn
 
+from longspan.ops import segment_linear_cross_entropy
+from longspan.ops.reference.loss import segment_linear_cross_entropy as reference
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16

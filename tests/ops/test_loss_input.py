@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from longspan.ops import segment_linear_cross_entropy
 
 H, W, Y = torch.zeros(3, 4), torch.zeros(10, 4), torch.zeros(3, dtype=torch.int64)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import longspan
 import pytest
 import torch
-from families import assert_as_good, build, double, gradients, recipe, tokens
 from torch import Tensor
+
+import longspan
+from families import assert_as_good, build, double, gradients, recipe, tokens
 
 
 def pair(family: str, **attention: Any) -> tuple[Any, Any]:

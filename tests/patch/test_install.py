@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import longspan
 import pytest
 import torch
+
+import longspan
 from families import build, recipe, tokens
 from longspan.patch import PatchReport, unpatch
 

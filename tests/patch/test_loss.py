@@ -6,9 +6,10 @@ import copy
 import inspect
 from typing import Any
 
-import longspan
 import pytest
 import torch
+
+import longspan
 from families import assert_as_good, build, double, gradients, recipe, tokens
 
 

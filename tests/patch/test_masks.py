@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longspan.patch.mask import MaskSpec, spec_mask
 from torch import Tensor
 from transformers import masking_utils as hf
+
+from longspan.patch.mask import MaskSpec, spec_mask
 
 
 def visible(spec: MaskSpec, cu_seqlens: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import longspan
 import pytest
 import torch
-from families import WINDOWED, assert_as_good, build, double, recipe, tokens
 from torch import Tensor
+
+import longspan
+from families import WINDOWED, assert_as_good, build, double, recipe, tokens
 
 LENGTH = 48
 

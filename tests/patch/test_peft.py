@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import longspan
 import pytest
 import torch
-from families import assert_as_good, build, double, gradients, recipe, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
+
+import longspan
+from families import assert_as_good, build, double, gradients, recipe, tokens
 
 TARGETS = {
     "phi3": ["qkv_proj", "o_proj"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import longspan
 import pytest
 import torch
-from families import build, recipe, tokens
 from torch import nn
+
+import longspan
+from families import build, recipe, tokens
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 96}
 REMEDY = "set lean.loss: false in the recipe to keep transformers' loss"

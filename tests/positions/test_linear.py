@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from longspan.positions import LinearInterpolation, NoRescaling, apply_positions
 
 TINY = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from longspan.recipe import Recipe, RecipeError
 
 TABLE: list[tuple[dict[str, Any] | Any, str]] = [

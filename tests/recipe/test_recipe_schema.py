@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longspan.recipe import Recipe, RecipeError
 
 RECIPES = Path(__file__).parents[2] / "recipes"

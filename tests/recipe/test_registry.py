@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import pytest
+
 from longspan import recipe, registry
 from longspan.registry import Method
 

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from longspan.train.run import TrainResult, log_of, train
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+
+from longspan.train.run import TrainResult, log_of, train
 
 
 class Stop(Exception):

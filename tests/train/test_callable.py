@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import longspan
 import longspan.train
-import pytest
 from longspan.train.merge import merge
 from longspan.train.run import TrainResult, train
 

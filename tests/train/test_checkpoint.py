@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from longspan import folders
 from longspan.train import checkpoint
 from longspan.train.run import TrainResult

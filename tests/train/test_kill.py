@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 import torch
+
+import runs
 from longspan import folders
 from longspan.train import checkpoint
 from longspan.train.run import TrainResult

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from longspan import folders
 from longspan.recipe import Recipe
 from longspan.train import weights
 from longspan.train.merge import merge
 from longspan.train.run import prepare
 from runs import Stop, StopAfter, run_quietly, tensors
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Make = Callable[..., dict[str, Any]]
 

@@ -13,13 +13,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+
 from longspan import folders
 from longspan.positions import LinearInterpolation
 from longspan.train import model as models
 from longspan.train.model import load_model, native_context_length
 from runs import start_process
-from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
 
 
 def write_gguf(path: Path) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from longspan.recipe import Recipe
 from longspan.train.run import log_of, train
-
 from runs import run_quietly
 
 Make = Callable[..., dict[str, Any]]
@@ -79,8 +79,9 @@ def test_peak_memory_counts_what_was_released_and_can_be_reset() -> None:
 
 
 def test_the_held_out_loss_equals_plain_transformers_document_by_document(make: Make, cache: Path) -> None:
-    from longspan import data
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from longspan import data
 
     recipe = make(trainer={"steps": 1})
     result = run_quietly(recipe, cache, evaluate=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runs import Stop, StopAfter, assert_continues, run_quietly, staging_left
 
 Make = Callable[..., dict[str, Any]]

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
 from longspan import data
 from longspan.recipe import Recipe
 from longspan.train.optimizer import MasterWeights, build_optimizer
 from longspan.train.run import log_of
 from longspan.train.sampler import RunSampler
 from runs import run_quietly, tensors
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 Make = Callable[..., dict[str, Any]]
 

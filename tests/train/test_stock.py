@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from longspan.recipe import Recipe
 from longspan.train.run import prepare
 from runs import run_quietly
