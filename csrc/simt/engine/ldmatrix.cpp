@@ -10,13 +10,13 @@
 namespace simt {
 namespace {
 
-constexpr int kMatrices = 4, kRows = 8;
+constexpr int kMatrices = 4, kMatrixRows = 8;
 constexpr size_t kRowBytes = 16;
 
 }  // namespace
 
 void run_ldmatrix(void* const* lanes, const std::source_location& caller) {
-  uint16_t matrix[kMatrices][kRows][kRows];
+  uint16_t matrix[kMatrices][kMatrixRows][kMatrixRows];
   const char* rows[kWarpSize];
   const Site site = Site::at(caller);
   Thread* const running = machine.current;
@@ -27,7 +27,7 @@ void run_ldmatrix(void* const* lanes, const std::source_location& caller) {
     machine.current = &machine.threads[running->warp * kWarpSize + lane];
     const bool good = check_aligned(rows[lane], kRowBytes, "ldmatrix row", site) &&
                       check_shared(rows[lane], kRowBytes, Access::kRead, "ldmatrix row", site);
-    uint16_t* const row = matrix[lane / kRows][lane % kRows];
+    uint16_t* const row = matrix[lane / kMatrixRows][lane % kMatrixRows];
     if (good)
       memcpy(row, rows[lane], kRowBytes);
     else

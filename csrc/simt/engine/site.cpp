@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <unordered_map>
 
 namespace simt {
 namespace {
@@ -53,9 +54,10 @@ std::string project_path(const std::string& file) {
   return file.compare(0, length, kRoot) == 0 ? file.substr(length) : file;
 }
 
-std::vector<std::vector<Frame>> symbolise(const std::vector<const void*>& instructions) {
-  std::vector<std::vector<Frame>> traces(instructions.size());
-  if (instructions.empty()) return traces;
+namespace {
+
+/// Calls addr2line and adds what it says of each instruction.
+void look_up(const std::vector<const void*>& instructions, std::unordered_map<const void*, std::vector<Frame>>& traces) {
   std::string command = std::string("LD_PRELOAD= addr2line -a -f -i -C -e '") + library_path() + "'";
   for (const void* instruction : instructions) {
     char text[32];
@@ -63,9 +65,9 @@ std::vector<std::vector<Frame>> symbolise(const std::vector<const void*>& instru
     command += text;
   }
   FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");
-  if (!pipe) return traces;
+  if (!pipe) return;
   // Per address a line "0x...", then for each level of inlining the function and "file:line (discriminator n)".
-  int index = -1;
+  size_t count = 0;
   std::string function;
   bool expects_function = true;
   for (char* line = nullptr; true;) {
@@ -76,19 +78,32 @@ std::vector<std::vector<Frame>> symbolise(const std::vector<const void*>& instru
     line = nullptr;
     if (length <= 0) break;
     if (text.compare(0, 2, "0x") == 0) {
-      ++index;
+      ++count;
       expects_function = true;
     } else if (expects_function) {
       function = text;
       expects_function = false;
     } else {
       const size_t colon = text.rfind(':');
-      if (index >= 0 && index < int(traces.size()) && colon != std::string::npos)
-        traces[index].push_back({function, project_path(text.substr(0, colon)), atoi(text.c_str() + colon + 1)});
+      if (count > 0 && count <= instructions.size() && colon != std::string::npos)
+        traces[instructions[count - 1]].push_back(
+            {function, project_path(text.substr(0, colon)), atoi(text.c_str() + colon + 1)});
       expects_function = true;
     }
   }
   pclose(pipe);
+}
+
+}  // namespace
+
+std::vector<std::vector<Frame>> symbolise(const std::vector<const void*>& instructions) {
+  static std::unordered_map<const void*, std::vector<Frame>> known;  // a process of its own takes longer than a run
+  std::vector<const void*> unknown;
+  for (const void* instruction : instructions)
+    if (known.try_emplace(instruction).second) unknown.push_back(instruction);
+  if (!unknown.empty()) look_up(unknown, known);
+  std::vector<std::vector<Frame>> traces;
+  for (const void* instruction : instructions) traces.push_back(known[instruction]);
   return traces;
 }
 

@@ -1,7 +1,7 @@
 // Shared-memory access patterns whose bank conflicts are known.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::banks {
 namespace {
 
 /// Lane i reads word i * stride, three times.
@@ -34,4 +34,4 @@ void wide(simt::Device&, const void*, void* output, int64_t) {
 RULE_CASE(wide);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::banks

@@ -1,7 +1,7 @@
 // Barriers that not all threads of a block reach together.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::barrier {
 namespace {
 
 constexpr int kThreads = 128;
@@ -81,4 +81,4 @@ void votes(simt::Device&, const void* input, void* output, int64_t) {
 RULE_CASE(votes);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::barrier

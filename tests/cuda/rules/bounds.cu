@@ -1,7 +1,7 @@
 // Accesses outside arrays, to arrays that are gone, and to memory that is no array.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::bounds {
 namespace {
 
 constexpr int kThreads = 32;
@@ -133,4 +133,4 @@ void deep(simt::Device&, const void*, void* output, int64_t) {
 RULE_CASE(deep);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::bounds

@@ -1,7 +1,7 @@
 // cp.async: groups, waits and what may happen meanwhile.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::copies {
 namespace {
 
 constexpr int kThreads = 32, kChunk = 4;  // 16 bytes a thread
@@ -67,4 +67,4 @@ void misuse(simt::Device&, const void* input, void* output, int64_t) {
 RULE_CASE(misuse);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::copies

@@ -1,7 +1,7 @@
 // Reads of memory that nothing was written to.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::initialisation {
 namespace {
 
 constexpr int kThreads = 32;
@@ -36,4 +36,4 @@ void accumulate(simt::Device& device, const void* input, void* output, int64_t n
 RULE_CASE(accumulate);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::initialisation

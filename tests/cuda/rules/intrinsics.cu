@@ -1,7 +1,7 @@
 // The scalar functions that g++ does not have: each against the host's answer in test_engine_intrinsics.py.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::intrinsics {
 namespace {
 
 /// Row r of the output [rows, 32] is the r-th function of each input word.
@@ -81,4 +81,4 @@ void atomics(simt::Device&, const void* input, void* output, int64_t n) {
 RULE_CASE(atomics);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::intrinsics

@@ -1,7 +1,7 @@
 // Launches that a GPU refuses, and how mutants are chosen.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::launch {
 namespace {
 
 __global__ void number_kernel(int* output, int n) {
@@ -57,4 +57,4 @@ void places(simt::Device&, const void*, void* output, int64_t) {
 RULE_CASE(places);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::launch

@@ -2,7 +2,7 @@
 // compares the verdict of the hooks build with vector clocks.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::program {
 namespace {
 
 constexpr int kBlocks = 2, kThreads = 64, kBytes = 8;
@@ -62,4 +62,4 @@ void program(simt::Device& device, const void* input, void* output, int64_t n) {
 RULE_CASE(program);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::program

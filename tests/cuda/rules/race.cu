@@ -1,7 +1,7 @@
 // Races within a block.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::race {
 namespace {
 
 constexpr int kThreads = 128;
@@ -126,4 +126,4 @@ void large_copy(simt::Device&, const void* input, void* output, int64_t) {
 RULE_CASE(large_copy);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::race

@@ -1,7 +1,7 @@
 // Races between blocks of one launch.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::race_blocks {
 namespace {
 
 constexpr int kThreads = 32;
@@ -123,4 +123,4 @@ void warp_ticket(simt::Device& device, const void*, void* output, int64_t n) {
 RULE_CASE(warp_ticket);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::race_blocks

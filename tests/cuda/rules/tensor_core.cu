@@ -1,7 +1,7 @@
 // mma.sync and ldmatrix.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::tensor_core {
 namespace {
 
 constexpr int kRows = 16, kColumns = 8, kDepth = 16;
@@ -100,4 +100,4 @@ void ldmatrix(simt::Device&, const void* input, void* output, int64_t) {
 RULE_CASE(ldmatrix);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::tensor_core

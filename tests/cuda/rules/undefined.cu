@@ -1,7 +1,7 @@
 // What C++ leaves undefined and is a bug on the device too.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::undefined {
 namespace {
 
 constexpr int kThreads = 32;
@@ -56,4 +56,4 @@ void trap(simt::Device&, const void*, void* output, int64_t) {
 RULE_CASE(trap);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::undefined

@@ -1,7 +1,7 @@
 // Warp operations: lanes that are missing, and the values of each operation.
 #include "rules/case.h"
 
-namespace rules {
+namespace rules::warp {
 namespace {
 
 constexpr uint32_t kAll = ~0u;
@@ -117,4 +117,4 @@ void values(simt::Device&, const void* input, void* output, int64_t n) {
 RULE_CASE(values);
 
 }  // namespace
-}  // namespace rules
+}  // namespace rules::warp
