@@ -9,6 +9,7 @@
 #include "simt/engine/machine.h"
 #include "simt/engine/recording.h"
 #include "simt/engine/report.h"
+#include "simt/entries/dtype.h"
 #include "simt/entry.h"
 
 namespace simt {
@@ -76,32 +77,52 @@ py::list conflict_lines() {
   return py::cast(rows);
 }
 
-/// Launches: (kernel's C++ name, grid, block, bytes of shared memory, parameters). Arrays: (name, address, bytes, contents).
+py::dict to_dict(const longspan::kernels::GemmArgs& product) {
+  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  py::dict d;
+  d["transpose_a"] = product.transpose_a, d["transpose_b"] = product.transpose_b;
+  d["m"] = product.m, d["n"] = product.n, d["k"] = product.k;
+  d["a"] = address(product.a), d["lda"] = product.lda, d["dtype_a"] = numpy_name(product.dtype_a);
+  d["b"] = address(product.b), d["ldb"] = product.ldb, d["dtype_b"] = numpy_name(product.dtype_b);
+  d["c"] = address(product.c), d["ldc"] = product.ldc, d["dtype_c"] = numpy_name(product.dtype_c);
+  d["beta"] = product.beta;
+  return d;
+}
+
+/// Steps: launches as (kernel's C++ name, grid, block, bytes of shared memory, parameters), products as their arguments.
+/// Arrays: (name, address, bytes, contents).
 py::dict to_dict(const Recording& record, const py::dict& output_addresses) {
   std::vector<const void*> kernels;
-  for (const RecordedLaunch& launch : record.launches) kernels.push_back(launch.kernel);
+  for (const auto& step : record.steps)
+    if (const auto* launch = std::get_if<RecordedLaunch>(&step)) kernels.push_back(launch->kernel);
   const std::vector<std::vector<Frame>> traces = symbolise(kernels);
   const auto triple = [](dim3 v) { return py::make_tuple(v.x, v.y, v.z); };
-  py::list launches, arrays;
-  for (size_t i = 0; i < record.launches.size(); ++i) {
-    const RecordedLaunch& launch = record.launches[i];
+  py::list steps, arrays;
+  size_t next = 0;
+  for (const auto& step : record.steps) {
+    const auto* launch = std::get_if<RecordedLaunch>(&step);
+    if (!launch) {
+      steps.append(to_dict(std::get<longspan::kernels::GemmArgs>(step)));
+      continue;
+    }
+    const std::vector<Frame>& trace = traces[next++];
     py::list parameters;
-    for (const std::string& bytes : launch.parameters) parameters.append(py::bytes(bytes));
-    launches.append(py::make_tuple(traces[i].empty() ? "" : traces[i].back().function, triple(launch.grid),
-                                   triple(launch.block), launch.smem_bytes, parameters));
+    for (const std::string& bytes : launch->parameters) parameters.append(py::bytes(bytes));
+    steps.append(py::make_tuple(trace.empty() ? "" : trace.back().function, triple(launch->grid), triple(launch->block),
+                                launch->smem_bytes, parameters));
   }
   for (const RecordedArray& array : record.arrays)
     arrays.append(
         py::make_tuple(array.name, reinterpret_cast<uintptr_t>(array.address), array.bytes, py::bytes(array.contents)));
   py::dict d;
-  d["launches"] = launches;
+  d["steps"] = steps;
   d["arrays"] = arrays;
   d["outputs"] = output_addresses;
   return d;
 }
 
 py::dict run(const std::string& name, const py::dict& arguments, uint64_t seed, int mutant, bool record) {
-  recording = {.active = record, .launches = {}, .arrays = {}};
+  recording = {.active = record, .steps = {}, .arrays = {}};
   asan::install();
   take_reports();
   take_bank_lines();

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from bench.static.compile import compile_source
 from bench.static.tools import KERNELS
@@ -61,10 +62,13 @@ def replay(result: simt.Result, sources: Sequence[str], seed: int | None = None)
             address = memory.output(name, array.size, np.uint8)
         places.append((array.address, array.size, address))
         names[array.address] = name
-    for launch in record.launches:
-        kernel_module, kernel = _find(launch.kernel, sources)
-        parameters: list[int | float | bytes] = [_moved(each, places) for each in launch.parameters]
-        kernel_module.run(kernel, launch.grid, launch.block, launch.smem_bytes, parameters, memory, seed)
+    for step in record.steps:
+        if isinstance(step, simt.Product):
+            _multiply(step, memory, places)
+            continue
+        kernel_module, kernel = _find(step.kernel, sources)
+        parameters: list[int | float | bytes] = [_moved(each, places) for each in step.parameters]
+        kernel_module.run(kernel, step.grid, step.block, step.smem_bytes, parameters, memory, seed)
     done = Replay()
     for name, array_address in record.outputs.items():
         like, where = result.outputs[name], names[array_address]
@@ -86,6 +90,32 @@ def _find(kernel: str, sources: Sequence[str]) -> tuple[Module, str]:
 def _plain(name: str) -> str:
     """A kernel's C++ name without its return type and its parameters."""
     return name.split("(longspan::")[0].removeprefix("void ").replace(" ", "")
+
+
+def _multiply(product: simt.Product, memory: Memory, places: Sequence[tuple[int, int, int]]) -> None:
+    """The matrix library's part, in double, on what the PTX wrote; bytes that nothing wrote are an error here too."""
+
+    def addresses(start: int, rows: int, columns: int, stride: int, dtype: str) -> np.ndarray:
+        (moved,) = _POINTER.unpack(_moved(_POINTER.pack(start), places))
+        return moved + (np.arange(rows)[:, None] * stride + np.arange(columns)) * np.dtype(dtype).itemsize
+
+    def matrix(start: int, shape: tuple[int, int], stride: int, dtype: str, transposed: bool) -> np.ndarray:
+        rows, columns = reversed(shape) if transposed else shape
+        words = memory.load(addresses(start, rows, columns, stride, dtype), np.dtype(dtype).itemsize)
+        # bfloat16 travels as the upper half of a float32
+        values = (words.astype(np.uint32) << 16).view(np.float32) if dtype == "uint16" else words.view(dtype)
+        return (values.T if transposed else values).astype(np.float64)
+
+    p = product
+    a = matrix(p.a, (p.m, p.k), p.lda, p.dtype_a, p.transpose_a)
+    b = matrix(p.b, (p.k, p.n), p.ldb, p.dtype_b, p.transpose_b)
+    c = a @ b + (p.beta * matrix(p.c, (p.m, p.n), p.ldc, p.dtype_c, False) if p.beta else 0)
+    if p.dtype_c == "uint16":
+        words = torch.from_numpy(c).float().bfloat16().view(torch.int16).numpy().view(np.uint16)
+    else:
+        words = c.astype(p.dtype_c)
+    unsigned = words.view(f"u{words.itemsize}")
+    memory.store(addresses(p.c, p.m, p.n, p.ldc, p.dtype_c), unsigned, words.itemsize)
 
 
 def _moved(parameter: bytes, places: Sequence[tuple[int, int, int]]) -> bytes:

@@ -101,10 +101,31 @@ class DeviceArray:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """What a run launched, in order, on which arrays; `outputs` has the results' addresses."""
+class Product:
+    """A call of the matrix library: C = op(A) op(B) + beta C, as GemmArgs in csrc/kernels/common/context.h."""
 
-    launches: list[Launch]
+    transpose_a: bool
+    transpose_b: bool
+    m: int
+    n: int
+    k: int
+    a: int
+    lda: int
+    dtype_a: str
+    b: int
+    ldb: int
+    dtype_b: str
+    c: int
+    ldc: int
+    dtype_c: str
+    beta: float
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a run launched and multiplied, in order, on which arrays; `outputs` has the results' addresses."""
+
+    steps: list[Launch | Product]
     arrays: list[DeviceArray]
     outputs: dict[str, int]
 
@@ -296,8 +317,8 @@ def run(
     conflicts = [BankConflict(*row) for row in answer.pop("conflicts")]
     kept = answer.pop("recording")
     if kept is not None:
-        launches = [Launch(*row) for row in kept["launches"]]
-        kept = Recording(launches, [DeviceArray(*row) for row in kept["arrays"]], kept["outputs"])
+        steps = [Product(**row) if isinstance(row, dict) else Launch(*row) for row in kept["steps"]]
+        kept = Recording(steps, [DeviceArray(*row) for row in kept["arrays"]], kept["outputs"])
     return Result(reports=reports, conflicts=conflicts, recording=kept, **answer)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from longspan.ops import AttentionPattern, TokenLayout
-from tests.cuda import attention_runs, simt, test_loss
+from tests.cuda import attention_runs, simt, test_linear_cross_entropy, test_loss
 from tests.cuda.attention_runs import DIRECTIONS, Problem, arguments, oracle
 from tests.cuda.ptx import KernelError
 from tests.cuda.replay import Replay, replay
@@ -90,6 +92,18 @@ def test_cross_entropy_rows(name: str) -> None:
     assert_error_bound(f"{name} losses", losses, rounded[0], exact[0], FORWARD)
     gradient = test_loss.floats(done["gradient"], given["dtype"])[:, : logits.shape[1]]
     assert_error_bound(f"{name} gradient", gradient, rounded[1].to(gradient.dtype), exact[1], BACKWARD)
+
+
+@pytest.mark.parametrize("dtype", test_linear_cross_entropy.DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["segments", "bias, soft-cap and scale", "all labels ignored"])
+def test_segmented_loss(name: str, dtype: torch.dtype) -> None:
+    """The kernels around the products: sums over segments, columns and rows, and the rounding of gradients."""
+
+    def ptx(given: dict[str, Any]) -> dict[str, np.ndarray]:
+        sources = ["loss/linear_cross_entropy_cuda.cu", "loss/cross_entropy.cu"]
+        return finished(replay(simt.run("linear_cross_entropy", given, record=True), sources, 1))
+
+    test_linear_cross_entropy.check(name, dtype, ptx)
 
 
 def test_a_pointer_into_nothing_is_found() -> None:

@@ -46,7 +46,8 @@ cudaError_t run_grid(const KernelCall& call, dim3 grid, dim3 block, size_t smem_
     return cudaErrorInvalidConfiguration;
   }
   if (recording.active)
-    recording.launches.push_back({call.kernel, grid, block, smem_bytes, {call.parameters.begin(), call.parameters.end()}});
+    recording.steps.emplace_back(
+        RecordedLaunch{call.kernel, grid, block, smem_bytes, {call.parameters.begin(), call.parameters.end()}});
   machine.epochs.launch_begin = ++machine.epochs.now;
   begin_launch_shared(smem_bytes);
   // Other orders in each launch, and the same kind of order: ReadyThreads looks at the seed's low bit.

@@ -2,8 +2,10 @@
 // What a run launched, on which arrays: enough to run the same launches elsewhere, on other code of the same kernels.
 #include <cstddef>
 #include <string>
+#include <variant>
 #include <vector>
 
+#include "common/context.h"
 #include "simt/device/launch.h"
 
 namespace simt {
@@ -24,7 +26,7 @@ struct RecordedArray {
 
 struct Recording {
   bool active = false;
-  std::vector<RecordedLaunch> launches;
+  std::vector<std::variant<RecordedLaunch, longspan::kernels::GemmArgs>> steps;  // kernels and products, in order
   std::vector<RecordedArray> arrays;
 };
 

@@ -3,8 +3,8 @@
 #include "loss/loss.h"
 
 #include "common/simt.h"
-#include "simt/engine/shadow.h"
 #include "simt/entries/dtype.h"
+#include "simt/entries/product.h"
 #include "simt/entry.h"
 
 namespace simt {
@@ -38,29 +38,6 @@ py::dict cross_entropy_rows(Device& device, const py::dict& arguments) {
 }
 SIMT_ENTRY(cross_entropy_rows);
 
-double load(const void* x, int64_t i, DType dtype) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(x)[i];
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(x)[i]);
-}
-
-/// The matrix library of a run: sums in double, rounded once.
-void multiply(void*, const GemmArgs& g) {
-  for (int64_t i = 0; i < g.m; ++i) {
-    for (int64_t j = 0; j < g.n; ++j) {
-      double sum = 0;
-      for (int64_t k = 0; k < g.k; ++k)
-        sum += load(g.a, g.transpose_a ? k * g.lda + i : i * g.lda + k, g.dtype_a) *
-               load(g.b, g.transpose_b ? j * g.ldb + k : k * g.ldb + j, g.dtype_b);
-      const int64_t at = i * g.ldc + j;
-      if (g.dtype_c == DType::kFloat32)
-        static_cast<float*>(g.c)[at] = float(sum);
-      else
-        static_cast<__nv_bfloat16*>(g.c)[at] = __float2bfloat16_rn(float(sum));
-    }
-    mark_written(static_cast<char*>(g.c) + i * g.ldc * element_size(g.dtype_c), size_t(g.n * element_size(g.dtype_c)));
-  }
-}
-
 py::dict linear_cross_entropy(Device& device, const py::dict& arguments) {
   const Shape hidden = shape(arguments, "hidden"), weight = shape(arguments, "weight");
   const int64_t T = hidden.at(0), C = hidden.at(1), V = weight.at(0);
@@ -86,7 +63,7 @@ py::dict linear_cross_entropy(Device& device, const py::dict& arguments) {
   const auto get = [](void* self, int64_t bytes) { return static_cast<Device*>(self)->scratch("scratch", size_t(bytes)); };
   linear_cross_entropy_cuda({value<int64_t>(arguments, "segment"), value_or<int64_t>(arguments, "ignore_index", -100),
                              value_or(arguments, "scale", 1.0), value_or(arguments, "softcap", 0.0)},
-                            io, {nullptr, {&device, get}, {nullptr, multiply}});
+                            io, {nullptr, {&device, get}, host_product()});
   return {};
 }
 SIMT_ENTRY(linear_cross_entropy);
