@@ -49,6 +49,16 @@ def roofline() -> tuple[Callable[[], object], float]:
     return products, PRODUCTS * 2.0 * PRODUCT**3
 
 
+COPIED = 64 << 20  # bytes, more than the caches hold
+
+
+def bandwidth() -> tuple[Callable[[], object], float]:
+    """A copy of a large array, and the bytes that it reads and writes."""
+    source = torch.rand(COPIED // 4)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2.0 * COPIED
+
+
 def race(benchmark: BenchmarkFixture, first: str, competitors: dict[str, Callable[[], object]], budget: float) -> Race:
     """Runs all competitors in turns for about `budget` seconds, after one warm-up round; `first` is the row's own.
 

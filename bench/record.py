@@ -73,7 +73,7 @@ class Record:
     gate: Gate
     time_s: Times | None = None
     flops: float | None = None
-    of_roofline: float | None = None  # share of torch.mm's float32 rate in the same rounds
+    of_roofline: float | None = None  # share of torch.mm's rate or of a copy's, in the same rounds
     memory: dict[str, int] | None = None  # peak_live_bytes measured, predicted_bytes by the formula
     baselines: dict[str, Baseline] = field(default_factory=dict)
     targets: dict[str, bool] = field(default_factory=dict)  # what the docs promise -> whether this row meets it

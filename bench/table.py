@@ -33,7 +33,7 @@ def rows_table(rows: Sequence[Record]) -> str:
         "impl",
         "ms",
         "GFLOP/s",
-        "of mm",
+        "of roofline",
         "peak MB",
         "baseline / ours",
         "target",

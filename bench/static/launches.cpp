@@ -3,6 +3,7 @@
 //   attention fwd|bwd <dtype> <batch> <heads> <key heads> <queries> <keys> <D> <aligned 0|1>
 //   loss <dtype> <rows> <vocabulary>
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
+//   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -11,6 +12,7 @@
 #include "attention/attention.h"
 #include "fake_runtime.h"
 #include "loss/loss.h"
+#include "norm/norm.h"
 
 using namespace longspan::kernels;
 
@@ -73,6 +75,21 @@ void linear_loss(std::istream& words) {
                             context());
 }
 
+void norm(std::istream& words) {
+  std::string direction, rows_name, weight_name;
+  int64_t T, C;
+  bool centered;
+  if (!(words >> direction >> rows_name >> weight_name >> T >> C >> centered))
+    throw std::invalid_argument("norm takes direction, two dtypes, two sizes and whether it is centered");
+  const DType weight = dtype_of(weight_name);
+  const View<2> x{scratch, dtype_of(rows_name), {T, C}, {C, 1}};
+  const NormSpec spec{centered, 1e-6, 0.0};
+  if (direction == "fwd")
+    norm_fwd_cuda(spec, {x, x, scratch, scratch, weight, x, x, scratch, scratch}, context());
+  else
+    norm_bwd_cuda(spec, {x, x, x, scratch, weight, scratch, scratch, x, scratch, scratch}, context());
+}
+
 }  // namespace
 
 int main() {
@@ -88,6 +105,8 @@ int main() {
         loss(words);
       else if (op == "linear_loss")
         linear_loss(words);
+      else if (op == "norm")
+        norm(words);
       else
         throw std::invalid_argument("no op " + op);
     } catch (const std::exception& error) {

@@ -66,7 +66,23 @@ class LinearLoss:
         return f"linear_loss {self.dtype} {self.tokens} {self.vocabulary} {self.C} {self.segment}"
 
 
-Problem = Attention | Loss | LinearLoss
+@dataclass(frozen=True)
+class Norm:
+    """One call of the row norms, with a residual, weight and bias and all gradients."""
+
+    direction: str
+    dtype: str
+    weight: str
+    centered: bool
+    rows: int = 4096
+    C: int = 4096
+
+    def line(self) -> str:
+        """For the launcher."""
+        return f"norm {self.direction} {self.dtype} {self.weight} {self.rows} {self.C} {int(self.centered)}"
+
+
+Problem = Attention | Loss | LinearLoss | Norm
 
 
 @dataclass(frozen=True)
@@ -116,4 +132,11 @@ def every_dispatch() -> list[Problem]:
         for D in range(8, 257, 8)
     ]
     found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
-    return found + [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
+    found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
+    return found + [
+        Norm(direction, dtype, weight, centered)
+        for direction in ("fwd", "bwd")
+        for dtype in DTYPES
+        for weight in sorted({"float32", dtype})
+        for centered in (False, True)
+    ]

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <optional>
 
+#include "host/arguments.h"
 #include "host/array.h"
 #include "host/bind.h"
 #include "host/device.h"
@@ -78,24 +79,6 @@ Spec make_spec(const std::string& pattern, bool causal, int group_size, int wind
   return out;
 }
 
-std::string text_of(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  return text + "]";
-}
-
-void check_fits(const Array& x, const std::string& name, const std::vector<int64_t>& shape, kernels::DType dtype) {
-  if (x.shape != shape || x.dtype != dtype_name(dtype))
-    throw py::value_error(name + " is " + x.dtype + " " + text_of(x.shape) + "; it must be " + dtype_name(dtype) + " " +
-                          text_of(shape));
-}
-
-/// What a call writes and returns.
-struct Output {
-  py::object object;
-  Array array;
-};
-
 /// The arrays of one call, checked against each other and the spec.
 struct Call {
   Stream stream;
@@ -140,41 +123,19 @@ struct Call {
                             std::to_string(length));
   }
 
-  /// Another array of the call, of this shape and dtype.
-  Array input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
-              kernels::DType dtype) const {
-    Array x = borrow(object, name, stream);
-    check_device(x, name, q, "q");
-    check_fits(x, name, shape, dtype);
-    return x;
-  }
-  /// An array of the caller to write to, or a new NumPy array; CUDA memory is always the caller's.
-  Output output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
-                kernels::DType dtype) const {
-    if (given.is_none() && q.cuda) throw py::value_error(name + " is None; on CUDA give an array to write to");
-    Output out{given.is_none() ? py::object(new_array(dtype, shape)) : given, {}};
-    out.array = borrow(out.object, name, stream);
-    if (given.is_none()) out.array.dtype = dtype_name(dtype);  // NumPy has bfloat16 as uint16
-    if (out.array.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
-    check_device(out.array, name, q, "q");
-    check_fits(out.array, name, shape, dtype);
-    return out;
-  }
+  Arguments arguments() const { return {q, "q", stream}; }
   kernels::AttentionTensors tensors(const kernels::View<4>& out, void* lse) const {
     return {view_of<4>(q, "q"), view_of<4>(k, "k"), view_of<4>(v, "v"), out, lse};
   }
 };
 
-void check_contiguous(const Array& x, const std::string& name) {
-  if (!x.contiguous()) throw py::value_error(name + " must be contiguous");
-}
-
 py::tuple attention_fwd(const py::handle& q, const py::handle& k, const py::handle& v, const Spec& spec, int threads,
                         const py::object& out_, const py::object& lse_, int64_t stream) {
   const Call call(q, k, v, spec, stream);
   const kernels::DType dtype = dtype_of(call.q, "q");
-  const Output out = call.output(out_, "out", call.q.shape, dtype);
-  const Output lse = call.output(lse_, "lse", {call.B, call.H, call.T}, kernels::statistics_dtype(dtype));
+  const Arguments others = call.arguments();
+  const Output out = others.output(out_, "out", call.q.shape, dtype);
+  const Output lse = others.output(lse_, "lse", {call.B, call.H, call.T}, kernels::statistics_dtype(dtype));
   check_contiguous(lse.array, "lse");
   const auto io = call.tensors(view_of<4>(out.array, "out"), lse.array.data);
   run_on(
@@ -190,13 +151,14 @@ py::tuple attention_bwd(const py::handle& dout_, const py::handle& q, const py::
   const Call call(q, k, v, spec, stream);
   const kernels::DType dtype = dtype_of(call.q, "q");
   const std::vector<int64_t> rows{call.B, call.H, call.T};
-  const Array dout = call.input(dout_, "dout", call.q.shape, dtype), out = call.input(out_, "out", call.q.shape, dtype);
-  const Array lse = call.input(lse_, "lse", rows, kernels::statistics_dtype(dtype));
-  const Array dlse = dlse_.is_none() ? Array{} : call.input(dlse_, "dlse", rows, kernels::statistics_dtype(dtype));
+  const Arguments others = call.arguments();
+  const Array dout = others.input(dout_, "dout", call.q.shape, dtype), out = others.input(out_, "out", call.q.shape, dtype);
+  const Array lse = others.input(lse_, "lse", rows, kernels::statistics_dtype(dtype));
+  const Array dlse = others.optional_input(dlse_, "dlse", rows, kernels::statistics_dtype(dtype));
   check_contiguous(lse, "lse");
   if (dlse.data) check_contiguous(dlse, "dlse");
-  const Output dq = call.output(dq_, "dq", call.q.shape, dtype), dk = call.output(dk_, "dk", call.k.shape, dtype),
-               dv = call.output(dv_, "dv", call.k.shape, dtype);
+  const Output dq = others.output(dq_, "dq", call.q.shape, dtype), dk = others.output(dk_, "dk", call.k.shape, dtype),
+               dv = others.output(dv_, "dv", call.k.shape, dtype);
   const auto io = call.tensors(view_of<4>(out, "out"), lse.data);
   const kernels::AttentionGradients grads{view_of<4>(dout, "dout"), view_of<4>(dq.array, "dq"), view_of<4>(dk.array, "dk"),
                                           view_of<4>(dv.array, "dv"), dlse.data};

@@ -7,5 +7,6 @@ namespace longspan::host {
 void bind_attention(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 
 }  // namespace longspan::host

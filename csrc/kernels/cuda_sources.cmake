@@ -11,4 +11,6 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/attention/prepare.cu
   csrc/kernels/loss/cross_entropy.cu
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
+  csrc/kernels/norm/bwd.cu
+  csrc/kernels/norm/fwd.cu
 )

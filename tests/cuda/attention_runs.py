@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from longspan.ops import AttentionPattern, TokenLayout
-from tests.cuda import simt
+from tests.cuda import arrays, simt
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import functional, inputs, oracle, torchs
 
-NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 DIRECTIONS = {"out": FORWARD, "lse": FORWARD, "dq": BACKWARD, "dk": BACKWARD, "dv": BACKWARD}
 
 
@@ -60,17 +59,12 @@ class Outcome:
 
 def storage(x: Tensor, padding: int = 0) -> np.ndarray:
     """[B, heads, tokens, D] as [B, tokens, heads, D + padding]; bfloat16 as its bits."""
-    rows = torch.nn.functional.pad(x.detach().transpose(1, 2), (0, padding)).contiguous()
-    return rows.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else rows.numpy()
+    return arrays.bits(x.transpose(1, 2), padding)
 
 
 def tensor(array: np.ndarray, dtype: torch.dtype, D: int) -> Tensor:
     """What `storage` made, as [B, heads, tokens, D]."""
-    if dtype == torch.bfloat16:
-        rows = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    else:
-        rows = torch.from_numpy(array)
-    return rows[..., :D].transpose(1, 2)
+    return arrays.tensor(array, dtype, D).transpose(1, 2)
 
 
 def arguments(problem: Problem, dtype: torch.dtype, padding: int = 0) -> dict[str, simt.Argument]:
@@ -79,7 +73,7 @@ def arguments(problem: Problem, dtype: torch.dtype, padding: int = 0) -> dict[st
     given: dict[str, simt.Argument] = {
         name: storage(x, padding) for name, x in zip("qkv", problem.tensors(dtype), strict=True)
     }
-    given |= {"dtype": NAMES[dtype], "D": problem.shape[4], "pattern": pattern.kind, "causal": pattern.causal}
+    given |= {"dtype": arrays.NAMES[dtype], "D": problem.shape[4], "pattern": pattern.kind, "causal": pattern.causal}
     if pattern.kind == "s2":
         given |= {"group_size": pattern.group_size, "sinks": pattern.sinks}
     elif pattern.kind == "window":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longspan.ops.reference import loss as reference
 from tests.cuda import simt
+from tests.cuda.arrays import NAMES, bits, tensor
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 
 T, C, V = 21, 24, 75
@@ -45,10 +46,6 @@ def problem(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor | N
     }
 
 
-def bits(x: Tensor) -> np.ndarray:
-    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
-
-
 def oracle(given: dict[str, Tensor | None], options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """Losses and gradients of their sum."""
     leaves = {n: x.to(dtype).requires_grad_() for n in ("hidden", "weight", "bias") if (x := given[n]) is not None}
@@ -75,14 +72,13 @@ def check(name: str, dtype: torch.dtype, run: Callable[[dict[str, Any]], dict[st
     given = problem(options, dtype)
     wanted = options.get("wanted", ("dhidden", "dweight", *(["dbias"] if options.get("bias") else [])))
     arguments: dict[str, Any] = {n: None if x is None else bits(x) for n, x in given.items()}
-    arguments |= {"dtype": str(dtype).removeprefix("torch."), "segment": options.get("segment", 8)}
+    arguments |= {"dtype": NAMES[dtype], "segment": options.get("segment", 8)}
     arguments |= {n: options[n] for n in ("softcap", "scale", "per_row") if n in options} | dict.fromkeys(wanted, True)
     exact, rounded = oracle(given, options, torch.float64), oracle(given, options, dtype)
     outputs = run(arguments)
     assert set(outputs) == {*wanted, "losses" if options.get("per_row") else "total"}
     for key, array in outputs.items():
-        half = array.dtype == np.uint16
-        value = torch.from_numpy(array.view(np.int16)).view(dtype) if half else torch.from_numpy(array)
+        value = tensor(array, dtype if array.dtype == np.uint16 else torch.float32)
         factor = BACKWARD if key.startswith("d") else FORWARD
         assert_error_bound(f"{name} {key}", value, rounded[key], exact[key], factor)
     return {key: array.tobytes() for key, array in outputs.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda import simt
+from tests.cuda.arrays import bits, tensor
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 
 # name: (rows, V, extra row stride, options)
@@ -52,15 +53,8 @@ def problem(name: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor | None, T
         "bias": None,
     }
     if bias is not None:
-        given["bias"] = bias.view(torch.int16).numpy() if bias.dtype == torch.bfloat16 else bias.numpy()
+        given["bias"] = bits(bias)
     return given, logits, labels, weights, bias, tokens
-
-
-def floats(array: np.ndarray, dtype: str) -> Tensor:
-    """An output as a tensor; bfloat16 comes as bits."""
-    if dtype == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def reference(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -92,8 +86,8 @@ def test_error_bound_in_every_schedule(name: str) -> None:
         assert given["gradient"] == ("gradient" in result.outputs)
         outcome = (result["losses"].tobytes(), *(result[n].tobytes() for n in result.outputs if n == "gradient"))
         if given["gradient"]:
-            gradient = floats(result["gradient"], given["dtype"])
             dtype = getattr(torch, given["dtype"])
+            gradient = tensor(result["gradient"], dtype)
             assert_error_bound(f"{name} gradient", gradient[:, :V], rounded[1].to(dtype), exact[1], BACKWARD)
             assert gradient[:, V:].isnan().all(), "wrote beyond V"
         first = first or outcome

@@ -14,6 +14,8 @@ from tests.cuda.attention_runs import DIRECTIONS, Problem
 from tests.cuda.test_attention import CASES
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import functional, oracle, torchs
+from tests.ops.norm_cases import CASES as NORMS
+from tests.ops.test_norm import run as run_norm
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -79,6 +81,19 @@ def test_loss(dtype: torch.dtype) -> None:
         found[kind] = [x.detach().cpu() for x in (loss, h.grad, w.grad)]
     for i, (name, factor) in enumerate((("loss", FORWARD), ("dhidden", BACKWARD), ("dweight", BACKWARD))):
         assert_error_bound(name, *(found[kind][i] for kind in ("ours", "torch", "exact")), factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_norm(name: str, dtype: torch.dtype) -> None:
+    problem = NORMS[name]
+    tensors = problem.tensors(dtype)
+    values = run_norm(problem, {n: x.cuda() for n, x in tensors.items()})
+    exact, rounded = problem.oracle(tensors, torch.float64), problem.oracle(tensors, dtype)
+    for key, value in values.items():
+        expected = "dx" if key == "dresidual" else key
+        factor = FORWARD if key in ("y", "sum") else BACKWARD
+        assert_error_bound(key, value.cpu(), rounded[expected].to(value.dtype), exact[expected], factor)
 
 
 def test_nothing_waits_for_the_device() -> None:

@@ -3,6 +3,14 @@
 from longspan.ops.attention import attention
 from longspan.ops.layout import TokenLayout
 from longspan.ops.loss import segment_linear_cross_entropy
+from longspan.ops.norm import layer_norm, rms_norm
 from longspan.ops.pattern import AttentionPattern
 
-__all__ = ["AttentionPattern", "TokenLayout", "attention", "segment_linear_cross_entropy"]
+__all__ = [
+    "AttentionPattern",
+    "TokenLayout",
+    "attention",
+    "layer_norm",
+    "rms_norm",
+    "segment_linear_cross_entropy",
+]

@@ -1,0 +1,41 @@
+#pragma once
+// The arrays of one kernel call without torch, checked against the first of them.
+#include <string>
+#include <vector>
+
+#include "host/array.h"
+
+namespace longspan::host {
+
+/// What a call writes and returns.
+struct Output {
+  py::object object;
+  Array array;
+};
+
+/// `first` is the array that decides where the call runs; errors name it.
+class Arguments {
+ public:
+  Arguments(const Array& first, std::string first_name, Stream stream)
+      : first_(first), first_name_(std::move(first_name)), stream_(stream) {}
+
+  /// Another array, of this shape and dtype; throws py::value_error that says what was given and what is needed.
+  Array input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
+              kernels::DType dtype) const;
+  /// The same with null data for None.
+  Array optional_input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
+                       kernels::DType dtype) const;
+  /// An array of the caller to write to, or a new NumPy array; CUDA memory is always the caller's.
+  Output output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
+                kernels::DType dtype) const;
+
+ private:
+  const Array& first_;
+  std::string first_name_;
+  Stream stream_;
+};
+
+/// Throws py::value_error unless the array is contiguous.
+void check_contiguous(const Array& x, const std::string& name);
+
+}  // namespace longspan::host
