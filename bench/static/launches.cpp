@@ -3,6 +3,7 @@
 //   attention fwd|bwd <dtype> <batch> <heads> <key heads> <queries> <keys> <D> <aligned 0|1>
 //   loss <dtype> <rows> <vocabulary>
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
+//   rope <dtype> <tokens> <heads> <D> <pairs> <interleaved 0|1> <aligned 0|1>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
 #include <cstdio>
 #include <iostream>
@@ -13,6 +14,7 @@
 #include "fake_runtime.h"
 #include "loss/loss.h"
 #include "norm/norm.h"
+#include "rope/rope.h"
 
 using namespace longspan::kernels;
 
@@ -90,6 +92,17 @@ void norm(std::istream& words) {
     norm_bwd_cuda(spec, {x, x, x, scratch, weight, scratch, scratch, x, scratch, scratch}, context());
 }
 
+void rope(std::istream& words) {
+  std::string name;
+  int64_t T, H, D, pairs;
+  bool interleaved, aligned;
+  if (!(words >> name >> T >> H >> D >> pairs >> interleaved >> aligned))
+    throw std::invalid_argument("rope takes dtype, four sizes, interleaved and alignment");
+  const View<4> x = view(dtype_of(name), 1, H, T, D, aligned);
+  const View<2> table{scratch, DType::kFloat32, {T, pairs}, {pairs, 1}};
+  rope_cuda({interleaved, false}, {x, x, table, table, reinterpret_cast<const int64_t*>(scratch), 0}, context());
+}
+
 }  // namespace
 
 int main() {
@@ -107,6 +120,8 @@ int main() {
         linear_loss(words);
       else if (op == "norm")
         norm(words);
+      else if (op == "rope")
+        rope(words);
       else
         throw std::invalid_argument("no op " + op);
     } catch (const std::exception& error) {

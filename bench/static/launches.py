@@ -7,6 +7,7 @@ so the tile sizes and shared memory here are those of the dispatch itself.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,25 @@ class Norm:
         return f"norm {self.direction} {self.dtype} {self.weight} {self.rows} {self.C} {int(self.centered)}"
 
 
-Problem = Attention | Loss | LinearLoss | Norm
+@dataclass(frozen=True)
+class Rope:
+    """One call of the rotary embedding, in place."""
+
+    dtype: str
+    interleaved: bool
+    aligned: bool
+    tokens: int = 4096
+    heads: int = 32
+    D: int = 128
+    pairs: int = 64
+
+    def line(self) -> str:
+        """For the launcher."""
+        sizes = [self.tokens, self.heads, self.D, self.pairs, int(self.interleaved), int(self.aligned)]
+        return " ".join(["rope", self.dtype, *map(str, sizes)])
+
+
+Problem = Attention | Loss | LinearLoss | Norm | Rope
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ def every_dispatch() -> list[Problem]:
     ]
     found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
     found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
+    found += [Rope(dtype, *options) for dtype in DTYPES for options in itertools.product((False, True), repeat=2)]
     return found + [
         Norm(direction, dtype, weight, centered)
         for direction in ("fwd", "bwd")

@@ -8,5 +8,6 @@ void bind_attention(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
+void bind_rope(pybind11::module_& m);
 
 }  // namespace longspan::host

@@ -13,4 +13,5 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
   csrc/kernels/norm/bwd.cu
   csrc/kernels/norm/fwd.cu
+  csrc/kernels/rope/rope.cu
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import torch
+from torch.autograd import Function
 
+import longspan.ops
 from longspan import _native, kernels
 
 DEVICES = ("cpu", "cuda")
@@ -29,18 +32,22 @@ def declared_ops(ops: Path) -> dict[str, str]:
 
 
 def missing_files(root: Path, op: str, family: str) -> list[str]:
-    """The parts of an op that are files: reference, header with doc comment, CUDA entry, laws, bench row, docs page."""
+    """The parts of an op that are files: reference, header with doc comment, CUDA entry, laws, bench row, docs page.
+
+    An op that works in place (`rope_`) is a form of the op without the underscore and has its entry points.
+    """
+    entry = op.removesuffix("_")
     header = f"csrc/kernels/{family}/{family}.h"
     parts = {
         f"reference: python/longspan/ops/reference/{family}.py defines no function": (
             f"python/longspan/ops/reference/{family}.py",
             r"^def \w+\(",
         ),
-        f"doc comment: no /// above {op}_cpu in {header}": (
+        f"doc comment: no /// above {entry}_cpu in {header}": (
             header,
-            rf"^[ \t]*///[^\n]*\n(?:[ \t]*///[^\n]*\n)*[^\n;{{]*\b{op}_cpu\(",
+            rf"^[ \t]*///[^\n]*\n(?:[ \t]*///[^\n]*\n)*[^\n;{{]*\b{entry}_cpu\(",
         ),
-        f"cuda: {header} does not declare {op}_cuda": (header, rf"\b{op}_cuda\("),
+        f"cuda: {header} does not declare {entry}_cuda": (header, rf"\b{entry}_cuda\("),
         f"cuda: csrc/ops/{family}.cpp does not register {op} for CUDA": (
             f"csrc/ops/{family}.cpp",
             rf"\(longspan, CUDA, m\) {{[^}}]*\"{op}\"",
@@ -72,8 +79,11 @@ def missing_registrations(op: str, names: set[str]) -> list[str]:
         kernel = _native.has_kernel(op, device)
         if not kernel and (device != "cuda" or _native.built_with_cuda()):
             found.append(f"{device}: no kernel")
-    # A backward op is differentiated by the op it belongs to.
-    if not _has_autograd(op) and not (op.endswith("_bwd") and _has_autograd(f"{op[:-4]}_fwd")):
+    # A backward op is differentiated by the op it belongs to, one in place by an autograd.Function of its module.
+    if op.endswith("_"):
+        if not _functions_that_mark_dirty(op):
+            found.append("autograd: no autograd.Function of the op's module calls mark_dirty")
+    elif not _has_autograd(op) and not (op.endswith("_bwd") and _has_autograd(f"{op[:-4]}_fwd")):
         found.append("autograd: neither register_autograd nor the backward of an op that has it")
     if op.endswith("_fwd") and f"{op[:-4]}_bwd" not in names:
         found.append("autograd: no op for the backward")
@@ -85,3 +95,10 @@ def missing_registrations(op: str, names: set[str]) -> list[str]:
 def _has_autograd(op: str) -> bool:
     name = f"longspan::{op}"
     return hasattr(torch.ops.longspan, op) and torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd")
+
+
+def _functions_that_mark_dirty(op: str) -> list[type]:
+    """autograd.Functions beside the public function of an op that works in place."""
+    module = inspect.getmodule(getattr(longspan.ops, op, None))
+    found = [x for x in vars(module or longspan.ops).values() if isinstance(x, type) and issubclass(x, Function)]
+    return [x for x in found if "mark_dirty" in inspect.getsource(x)]

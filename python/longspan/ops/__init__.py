@@ -5,6 +5,7 @@ from longspan.ops.layout import TokenLayout
 from longspan.ops.loss import segment_linear_cross_entropy
 from longspan.ops.norm import layer_norm, rms_norm
 from longspan.ops.pattern import AttentionPattern
+from longspan.ops.rope import rope, rope_, rope_table
 
 __all__ = [
     "AttentionPattern",
@@ -12,5 +13,8 @@ __all__ = [
     "attention",
     "layer_norm",
     "rms_norm",
+    "rope",
+    "rope_",
+    "rope_table",
     "segment_linear_cross_entropy",
 ]
