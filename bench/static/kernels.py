@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from bench.static.tools import run
 
-_KERNEL = re.compile(r"(?:void )?([\w:()<> ,]+?)\(")
 _SHAPE = re.compile(r"(\w+Shape)<([\d, ]+)>")
 # Template parameters of the shapes, in order; 16-row tiles of queries a warp holds are MT.
 _PARAMETERS = {
@@ -20,14 +19,23 @@ _FIRST = {"__nv_bfloat16": "bf16", "__half": "f16", "float": "f32"}
 M, N, K = 16, 8, 16  # of one HMMA
 
 
+def without_parameters(name: str) -> str:
+    """A function's C++ name without its return type and its parameters, which are the last parentheses."""
+    depth = 0
+    for at in reversed(range(len(name) if name.endswith(")") else 0)):
+        depth += (name[at] == ")") - (name[at] == "(")
+        if depth == 0:
+            return name[:at].removeprefix("void ")
+    return name.removeprefix("void ")
+
+
 def readable(names: Sequence[str]) -> dict[str, str]:
     """Mangled name -> the kernel with its template arguments, without namespaces and parameters."""
     shown = run(["c++filt"], text="\n".join(names)).splitlines() if names else []
     found = {}
     for mangled, full in zip(names, shown, strict=True):
         text = full.replace("(anonymous namespace)::", "").replace("longspan::kernels::", "")
-        match = _KERNEL.match(text)
-        found[mangled] = match[1] if match else text
+        found[mangled] = without_parameters(text)
     return found
 
 

@@ -4,6 +4,7 @@
 //   loss <dtype> <rows> <vocabulary>
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
 //   rope <dtype> <tokens> <heads> <D> <pairs> <interleaved 0|1> <aligned 0|1>
+//   glu fwd|bwd <dtype> <activation> <rows> <F>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
 #include <cstdio>
 #include <iostream>
@@ -12,6 +13,7 @@
 
 #include "attention/attention.h"
 #include "fake_runtime.h"
+#include "glu/glu.h"
 #include "loss/loss.h"
 #include "norm/norm.h"
 #include "rope/rope.h"
@@ -103,6 +105,18 @@ void rope(std::istream& words) {
   rope_cuda({interleaved, false}, {x, x, table, table, reinterpret_cast<const int64_t*>(scratch), 0}, context());
 }
 
+void glu(std::istream& words) {
+  std::string direction, name, activation;
+  int64_t T, F;
+  if (!(words >> direction >> name >> activation >> T >> F))
+    throw std::invalid_argument("glu takes direction, dtype, activation and two sizes");
+  const View<2> x{scratch, dtype_of(name), {T, F}, {F, 1}};
+  if (direction == "fwd")
+    glu_fwd_cuda({activation_named(activation), x, x, x}, context());
+  else
+    glu_bwd_cuda({activation_named(activation), x, x, x, x, x}, context());
+}
+
 }  // namespace
 
 int main() {
@@ -120,6 +134,8 @@ int main() {
         linear_loss(words);
       else if (op == "norm")
         norm(words);
+      else if (op == "glu")
+        glu(words);
       else if (op == "rope")
         rope(words);
       else

@@ -18,6 +18,7 @@ from bench.static.tools import BUILD, run
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "float16", "bfloat16")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,22 @@ class Rope:
         return " ".join(["rope", self.dtype, *map(str, sizes)])
 
 
-Problem = Attention | Loss | LinearLoss | Norm | Rope
+@dataclass(frozen=True)
+class Glu:
+    """One call of a gated activation."""
+
+    direction: str
+    dtype: str
+    activation: str
+    rows: int = 4096
+    F: int = 4096
+
+    def line(self) -> str:
+        """For the launcher."""
+        return f"glu {self.direction} {self.dtype} {self.activation} {self.rows} {self.F}"
+
+
+Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu
 
 
 @dataclass(frozen=True)
@@ -153,6 +169,7 @@ def every_dispatch() -> list[Problem]:
     found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
     found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
     found += [Rope(dtype, *options) for dtype in DTYPES for options in itertools.product((False, True), repeat=2)]
+    found += [Glu(*options) for options in itertools.product(("fwd", "bwd"), DTYPES, ACTIVATIONS)]
     return found + [
         Norm(direction, dtype, weight, centered)
         for direction in ("fwd", "bwd")

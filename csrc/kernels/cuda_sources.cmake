@@ -9,6 +9,7 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/attention/fwd_f16.cu
   csrc/kernels/attention/fwd_f32.cu
   csrc/kernels/attention/prepare.cu
+  csrc/kernels/glu/glu.cu
   csrc/kernels/loss/cross_entropy.cu
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
   csrc/kernels/norm/bwd.cu

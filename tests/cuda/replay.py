@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench.static.compile import compile_source
+from bench.static.kernels import without_parameters
 from bench.static.tools import KERNELS
 from tests.cuda import simt
 from tests.cuda.ptx import Memory, Module
@@ -88,8 +89,7 @@ def _find(kernel: str, sources: Sequence[str]) -> tuple[Module, str]:
 
 
 def _plain(name: str) -> str:
-    """A kernel's C++ name without its return type and its parameters."""
-    return name.split("(longspan::")[0].removeprefix("void ").replace(" ", "")
+    return without_parameters(name).replace(" ", "")
 
 
 def _multiply(product: simt.Product, memory: Memory, places: Sequence[tuple[int, int, int]]) -> None:

@@ -1,5 +1,4 @@
 // Backward of the row norms on CUDA: one block a chunk of rows; see norm.h.
-#include <initializer_list>
 
 #include "norm/arguments.h"
 #include "norm/launch.h"

@@ -1,6 +1,5 @@
 // Forward of the row norms on CUDA: one block a row; see norm.h.
 #include <climits>
-#include <initializer_list>
 
 #include "norm/arguments.h"
 #include "norm/launch.h"

@@ -1,6 +1,7 @@
 """Differentiable operations: schema, fake kernel, autograd and argument checks; one module a family."""
 
 from longspan.ops.attention import attention
+from longspan.ops.glu import ACTIVATIONS, activation, geglu, glu, swiglu
 from longspan.ops.layout import TokenLayout
 from longspan.ops.loss import segment_linear_cross_entropy
 from longspan.ops.norm import layer_norm, rms_norm
@@ -8,13 +9,18 @@ from longspan.ops.pattern import AttentionPattern
 from longspan.ops.rope import rope, rope_, rope_table
 
 __all__ = [
+    "ACTIVATIONS",
     "AttentionPattern",
     "TokenLayout",
+    "activation",
     "attention",
+    "geglu",
+    "glu",
     "layer_norm",
     "rms_norm",
     "rope",
     "rope_",
     "rope_table",
     "segment_linear_cross_entropy",
+    "swiglu",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from longspan import _native
 from longspan.ops._define import define, op
 from longspan.ops._dtypes import check_dtype
+from longspan.ops._rows import as_rows
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -60,7 +61,6 @@ def segment_linear_cross_entropy(
     hidden, weight, bias = _autocast(hidden, weight, bias)
     _check_tensors(hidden, weight, bias, labels, token_weights)
     _check_options(segment, reduction, logit_softcap, logit_scale, num_items)
-    rows = hidden.reshape(-1, hidden.shape[-1])
     targets = labels.reshape(-1).to(torch.int64).contiguous()
     _check_labels(targets, weight.shape[0], ignore_index)
     if not torch.compiler.is_compiling():
@@ -74,8 +74,8 @@ def segment_linear_cross_entropy(
     per_row = reduction == "none"
     now = torch.is_grad_enabled() and not per_row
     loss = op("linear_cross_entropy")(
-        _rows_contiguous(rows),
-        _rows_contiguous(weight),
+        as_rows(hidden),
+        as_rows(weight),
         None if bias is None else bias.contiguous(),
         targets,
         None if row_weights is None else row_weights.contiguous(),
@@ -98,10 +98,6 @@ def _autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tens
         return hidden, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
 
 
 def _divisor(labels: Tensor, ignore_index: int, num_items: int | float | Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from longspan import _native
 from longspan.ops._define import define, op
 from longspan.ops._dtypes import check_dtype
+from longspan.ops._rows import as_rows
 
 
 def rms_norm(
@@ -69,8 +70,8 @@ def _norm(
     if not torch.compiler.is_compiling():
         _native.require_op("norm_fwd", x.device.type)
     y, total, _, _ = op("norm_fwd")(
-        _rows(x),
-        None if residual is None else _rows(residual),
+        as_rows(x),
+        None if residual is None else as_rows(residual),
         None if weight is None else weight.contiguous(),
         None if bias is None else bias.contiguous(),
         centered,
@@ -78,12 +79,6 @@ def _norm(
         float(weight_offset),
     )
     return y.reshape(x.shape) if residual is None else (y.reshape(x.shape), total.reshape(x.shape))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[..., C] as [T, C] with contiguous rows, copied only where the strides ask for it."""
-    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return rows if rows.shape[-1] <= 1 or rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _check(
@@ -192,8 +187,8 @@ def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor | Non
     if dy is None:
         return dsum, dsum if ctx.residual else None, *(None,) * 5
     dx, dweight, dbias = op("norm_bwd")(
-        _rows(dy),
-        None if dsum is None else _rows(dsum),
+        as_rows(dy),
+        None if dsum is None else as_rows(dsum),
         x,
         weight,
         bias,
