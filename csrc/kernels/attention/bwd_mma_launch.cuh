@@ -22,8 +22,6 @@ void launch_backward(const AttentionArguments& args, cudaStream_t stream) {
 template <class T>
 void launch_backward_mma(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
   if (!aligned) {  // element by element: one shape per 128 columns is enough
-    if (args.D <= 64)
-      return launch_backward<T, KeyGradientShape<64, 32, 4, 1>, QueryGradientShape<64, 32, 4>, false>(args, stream);
     if (args.D <= 128)
       return launch_backward<T, KeyGradientShape<128, 16, 4, 1>, QueryGradientShape<128, 16, 4>, false>(args, stream);
     return launch_backward<T, KeyGradientShape<256, 16, 4, 4>, QueryGradientShape<256, 16, 4>, false>(args, stream);

@@ -16,7 +16,6 @@ void launch_forward(const AttentionArguments& args, cudaStream_t stream) {
 template <class T>
 void launch_forward_mma(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
   if (!aligned) {  // element by element: one shape per 128 columns is enough
-    if (args.D <= 64) return launch_forward<T, ForwardShape<64, 2, 32, 4>, false>(args, stream);
     if (args.D <= 128) return launch_forward<T, ForwardShape<128, 1, 32, 4>, false>(args, stream);
     return launch_forward<T, ForwardShape<256, 1, 16, 4>, false>(args, stream);
   }
