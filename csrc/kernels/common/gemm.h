@@ -9,8 +9,13 @@ namespace longspan::kernels {
 /// register blocks of block_gemm.h. Scratch: two packed blocks of each side, at most 2 (kGemmRows + kGemmColumns)
 /// kGemmDepth elements, and a block of C when C is bfloat16. Every element of C is summed over k in an order that depends
 /// on k alone, so the result does not depend on the worker count.
-/// `context.gemm` is not used.
+/// Rows of an A of the type of the sums are read where they are, without packing. `context.gemm` is not used.
 void gemm_cpu(const GemmArgs& args, const Context& context);
+
+/// Whether A is read in place: as stored by rows, in the type in which it is summed.
+inline bool gemm_reads_a_in_place(const GemmArgs& args) {
+  return !args.transpose_a && args.dtype_a == statistics_dtype(args.dtype_a);
+}
 
 /// Longest block of rows of C, columns of C and products of one element that is packed at a time.
 inline constexpr int64_t kGemmRows = 2048, kGemmColumns = 3072, kGemmDepth = 384;

@@ -1,8 +1,9 @@
 // The library's own matrix product; see gemm.h for the contract.
 //
-// C is cut into blocks, a block into rounds over k. A round packs one block of op(A) and of op(B), then multiplies tile by
-// tile. All rounds are one list of tasks, in which the packing of a round stands in the middle of the tiles of the round
-// before it: a task waits only for tasks that were claimed long before, and no thread ever stands at a barrier.
+// C is cut into blocks, a block into rounds over k. A round packs one block of op(B), and of op(A) unless its rows can be
+// read where they are, then multiplies tile by tile. All rounds are one list of tasks, in which the packing of a round
+// stands in the middle of the tiles of the round before it: a task waits only for tasks that were claimed long before, and
+// no thread ever stands at a barrier.
 #include <atomic>
 #include <thread>
 
@@ -49,13 +50,13 @@ struct Packer {
   }
 };
 
-/// One [rows <= kRegisterRows, columns <= kPanel] block of C from one panel of each side.
-template <class T>
-inline void micro(int64_t rows, int64_t columns, int64_t depth, const T* a, const T* b, T* c, int64_t ldc, bool accumulate) {
-  if (columns == kPanel<T>)
-    return panel_product<T, kRegisterVecs, true>(rows, depth, a, kRegisterRows, b, c, ldc, accumulate);
+/// One [rows <= kRegisterRows, columns <= kPanel] block of C from a panel of B, and of a packed panel or of rows of A.
+template <class T, bool PackedA>
+inline void micro(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
+                  bool accumulate) {
+  if (columns == kPanel<T>) return panel_product<T, kRegisterVecs, PackedA>(rows, depth, a, lda, b, c, ldc, accumulate);
   T edge[kRegisterRows * kPanel<T>];
-  panel_product<T, kRegisterVecs, true>(rows, depth, a, kRegisterRows, b, edge, kPanel<T>, false);
+  panel_product<T, kRegisterVecs, PackedA>(rows, depth, a, lda, b, edge, kPanel<T>, false);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j)
       c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * kPanel<T> + j] : edge[i * kPanel<T> + j];
@@ -89,22 +90,27 @@ template <class T, class S>
 struct Product {
   static constexpr bool kDirect = sizeof(S) == sizeof(T);
   const GemmArgs& g;
+  const bool rows_in_place;                        // of A: a panel of some rows is read by broadcasts, which need no packing
   int64_t mb, nb, kb, blocks_m, blocks_k, rounds;  // lengths of blocks; a round is one block of m, n and k
-  int64_t tile_n, tiles_m, tiles, packs;           // tasks of one round: those of a short block are empty
+  int64_t tile_n, tiles_m, tiles, packs_a, packs;  // tasks of one round: those of a short block are empty
   const Packer<T, kRegisterRows> pack_a;
   const Packer<T, kPanel<T>> pack_b;
   T *packed_a[2], *packed_b[2], *block_c;  // rounds alternate between two buffers
   int64_t* counters;                       // [4] of the buffers, then one a tile
 
   Product(const GemmArgs& args, char* scratch)
-      : g(args), pack_a{g.a, g.lda, !g.transpose_a, g.dtype_a}, pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b} {
+      : g(args),
+        rows_in_place(gemm_reads_a_in_place(args)),
+        pack_a{g.a, g.lda, !g.transpose_a, g.dtype_a},
+        pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b} {
     mb = block_length(g.m, kGemmRows, kRegisterRows), nb = block_length(g.n, kGemmColumns, kPanel<T>);
     kb = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kGemmDepth)) : 0;
     blocks_m = ceil_div(g.m, mb), blocks_k = g.k > 0 ? ceil_div(g.k, kb) : 1;
     rounds = blocks_m * ceil_div(g.n, nb) * blocks_k;
     tile_n = block_length(nb, kTileColumns, kPanel<T>);
     tiles_m = ceil_div(mb, kTileRows), tiles = tiles_m * ceil_div(nb, tile_n);
-    packs = tiles_m + ceil_div(nb, tile_n);
+    packs_a = rows_in_place ? 0 : tiles_m;
+    packs = packs_a + ceil_div(nb, tile_n);
     const auto take = [&](int64_t bytes) {
       char* out = scratch;
       scratch += round_up(bytes, 64);
@@ -112,7 +118,7 @@ struct Product {
     };
     counters = reinterpret_cast<int64_t*>(take((4 + tiles) * int64_t(sizeof(int64_t))));
     for (int buffer = 0; buffer < 2; ++buffer) {
-      packed_a[buffer] = reinterpret_cast<T*>(take(mb * kb * int64_t(sizeof(T))));
+      packed_a[buffer] = reinterpret_cast<T*>(take(rows_in_place ? 0 : mb * kb * int64_t(sizeof(T))));
       packed_b[buffer] = reinterpret_cast<T*>(take(nb * kb * int64_t(sizeof(T))));
     }
     block_c = kDirect ? nullptr : reinterpret_cast<T*>(take(mb * nb * int64_t(sizeof(T))));
@@ -145,11 +151,11 @@ struct Product {
     multiplied(round).wait_for(round / 2 * tiles);  // the buffer's earlier rounds
     const Block x = block(round);
     T *a = packed_a[round % 2], *b = packed_b[round % 2];
-    if (task < tiles_m) {
+    if (task < packs_a) {
       for (int64_t i = task * kTileRows; i < least(x.m, (task + 1) * kTileRows); i += kRegisterRows)
         pack_a.pack(x.m0 + i, least(kRegisterRows, x.m - i), x.k0, x.depth, a + i * x.depth);
     } else {
-      const int64_t first = (task - tiles_m) * tile_n;
+      const int64_t first = (task - packs_a) * tile_n;
       for (int64_t j = first; j < least(x.n, first + tile_n); j += kPanel<T>)
         pack_b.pack(x.n0 + j, least(kPanel<T>, x.n - j), x.k0, x.depth, b + j * x.depth);
     }
@@ -176,10 +182,16 @@ struct Product {
     if (scaled) scale_rows<T, S>(out + i0 * g.ldc + j0, g.ldc, g.beta, i1 - i0, j1 - j0, c + i0 * ldc + j0, ldc);
     const bool accumulate = !first || g.beta != 0 || !kDirect;
     const T *a = packed_a[round % 2], *b = packed_b[round % 2];
+    const T* rows = static_cast<const T*>(g.a) + x.m0 * g.lda + x.k0;
     for (int64_t j = j0; j < j1; j += kPanel<T>)
-      for (int64_t i = i0; i < i1; i += kRegisterRows)
-        micro<T>(least(kRegisterRows, i1 - i), least(kPanel<T>, j1 - j), x.depth, a + i * x.depth, b + j * x.depth,
-                 c + i * ldc + j, ldc, accumulate);
+      for (int64_t i = i0; i < i1; i += kRegisterRows) {
+        const int64_t m = least(kRegisterRows, i1 - i), n = least(kPanel<T>, j1 - j);
+        T* to = c + i * ldc + j;
+        if (rows_in_place)
+          micro<T, false>(m, n, x.depth, rows + i * g.lda, g.lda, b + j * x.depth, to, ldc, accumulate);
+        else
+          micro<T, true>(m, n, x.depth, a + i * x.depth, kRegisterRows, b + j * x.depth, to, ldc, accumulate);
+      }
     if constexpr (!kDirect) {
       if (round % blocks_k + 1 < blocks_k) return;
       for (int64_t i = i0; i < i1; ++i)

@@ -17,18 +17,21 @@ void check(const GemmArgs& args) {
     throw std::invalid_argument("gemm: float64 does not mix with other dtypes");
 }
 
-/// Enough for two packed blocks of A and of B under every instruction set, and for a float block of C when C is bfloat16.
+/// Enough for two packed blocks of B, and of A where it is packed, under every instruction set, and for a float block of C
+/// when C is bfloat16.
 int64_t scratch_bytes(const GemmArgs& args) {
   constexpr int64_t kWidest = 64;  // rows and columns are packed in multiples of less than this
   const int64_t m = std::min(args.m, kGemmRows) + kWidest, n = std::min(args.n, kGemmColumns) + kWidest;
   const int64_t k = std::min(args.k, kGemmDepth);
   const int64_t c = args.dtype_c == DType::kBFloat16 ? m * n : 0;
-  return (2 * (m + n) * k + c) * element_size(statistics_dtype(args.dtype_a)) + kGemmCounters * int64_t(sizeof(int64_t)) +
+  const int64_t packed = gemm_reads_a_in_place(args) ? n : m + n;
+  return (2 * packed * k + c) * element_size(statistics_dtype(args.dtype_a)) + kGemmCounters * int64_t(sizeof(int64_t)) +
          6 * 64;
 }
 
 /// As scratch_bytes for any m, n and k: products of many shapes then share one piece of scratch.
 int64_t largest_scratch_bytes(GemmArgs args) {
+  args.transpose_a = true;  // packed
   args.m = kGemmRows, args.n = kGemmColumns, args.k = kGemmDepth;
   return scratch_bytes(args);
 }
