@@ -10,15 +10,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from bench.conftest import Session
-from bench.race import bandwidth, race
-from bench.record import Baseline, Gate, Record, Times
+from bench.layer_parts import HUGGING_FACE, KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops.reference.glu import glu as reference
 
-OP, KERNELS, HUGGING_FACE, COPY = "longspan.ops", "longspan.kernels", "hugging_face", "copy"
 T, F = 4096, 1536
-FACTOR = 3.0  # the error law of gradients: this many times torch's error in the same dtype
 STOCK: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
     "gelu": nn.functional.gelu,
@@ -59,48 +55,18 @@ class Inputs:
         return (y.detach(), *torch.autograd.grad(y, (gate, up), self.dy.to(dtype)))
 
 
-def gate(activation: str, threads: int) -> Gate:
-    """The error law on a few rows: both routes against the reference in float64."""
-    inputs = Inputs(activation, 32, threads)
-    exact, torchs = inputs.exact(torch.float64), inputs.exact(torch.float32)
-    passed, worst, worst_torch = True, 0.0, 0.0
-    for route in (inputs.op, inputs.pybind):
-        for ours, theirs, true in zip(route(), torchs, exact, strict=True):
-            error, allowed = float((ours - true).abs().max()), float((theirs - true).abs().max())
-            eps = 2 * torch.finfo(torch.float32).eps * max(1.0, float(true.abs().max()))
-            passed &= error <= FACTOR * allowed + eps
-            worst, worst_torch = max(worst, error), max(worst_torch, allowed)
-    return Gate(passed, worst, worst_torch)
-
-
 @pytest.mark.parametrize("activation", STOCK)
 def test_glu(session: Session, benchmark: BenchmarkFixture, activation: str) -> None:
     """glu_fwd and glu_bwd against what transformers runs."""
-    key = f"glu_fwd, glu_bwd|cpu|float32|{activation},T={T},F={F}"
-    checked = gate(activation, session.threads)
-    if not checked.passed:
-        session.write_red(key, OP, "fwd+bwd", checked)
-        pytest.fail(f"error law broken, not timed: {checked}")
-    inputs = Inputs(activation, T, session.threads)
-    copy, copied = bandwidth()
-    competitors = {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face, COPY: copy}
-    result = race(benchmark, OP, competitors, session.seconds)
-    with measure() as m:
-        inputs.op()
-    row_bytes = T * F * 4
-    for impl in (OP, KERNELS):
-        ratio = result.ratio(HUGGING_FACE, impl)
-        row = Record(
-            key,
-            impl,
-            "fwd+bwd",
-            checked,
-            Times.of(result.seconds[impl]),
-            None,
-            8.0 * row_bytes / copied * result.ratio(COPY, impl),
-            {"peak_live_bytes": m.peak_bytes, "predicted_bytes": 3 * row_bytes} if impl == OP else None,
-            {HUGGING_FACE: Baseline(result.median(HUGGING_FACE), ratio)},
-            {"vs hugging_face >= 1": ratio >= 1.0},
-        )
-        session.write(row)
-        benchmark.extra_info[impl] = row.to_json()
+    small, inputs = (Inputs(activation, rows, session.threads) for rows in (32, T))
+    checked = error_law((small.op, small.pybind), small.exact(torch.float32), small.exact(torch.float64))
+    rows = T * F * 4
+    run_part(
+        session,
+        benchmark,
+        f"glu_fwd, glu_bwd|cpu|float32|{activation},T={T},F={F}",
+        checked,
+        {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face},
+        8.0 * rows,  # forward: gate, up, y; backward: dy, gate, up, dgate, dup
+        3 * rows,
+    )

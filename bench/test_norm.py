@@ -8,16 +8,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from bench.conftest import Session
-from bench.race import bandwidth, race
-from bench.record import Baseline, Gate, Record, Times
+from bench.layer_parts import HUGGING_FACE, KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops.reference.norm import norm as reference
 
-OP, KERNELS, HUGGING_FACE, COPY = "longspan.ops", "longspan.kernels", "hugging_face", "copy"
 T = 4096
 EPS = 1e-5
-FACTOR = 3.0  # the error law of gradients: this many times torch's error in the same dtype
 
 
 class Inputs:
@@ -71,50 +67,19 @@ class Inputs:
         return y.detach(), total.detach(), dx + self.dsum.to(dtype), dweight
 
 
-def gate(kind: str, C: int, threads: int) -> Gate:
-    """The error law on a few rows: both routes against the reference in float64."""
-    inputs = Inputs(kind, 64, C, threads)
-    exact, torchs = inputs.exact(torch.float64), inputs.exact(torch.float32)
-    passed, worst, worst_torch = True, 0.0, 0.0
-    for route in (inputs.op, inputs.pybind):
-        for ours, theirs, true in zip(route(), torchs, exact, strict=True):
-            error, allowed = float((ours - true).abs().max()), float((theirs - true).abs().max())
-            eps = 2 * torch.finfo(torch.float32).eps * max(1.0, float(true.abs().max()))
-            passed &= error <= FACTOR * allowed + eps
-            worst, worst_torch = max(worst, error), max(worst_torch, allowed)
-    return Gate(passed, worst, worst_torch)
-
-
 @pytest.mark.parametrize("C", [576, 4096])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norm(session: Session, benchmark: BenchmarkFixture, kind: str, C: int) -> None:
     """norm_fwd and norm_bwd with a residual, against what transformers runs."""
-    key = f"norm_fwd, norm_bwd|cpu|float32|{kind},T={T},C={C},residual"
-    checked = gate(kind, C, session.threads)
-    if not checked.passed:
-        session.write_red(key, OP, "fwd+bwd", checked)
-        pytest.fail(f"error law broken, not timed: {checked}")
-    inputs = Inputs(kind, T, C, session.threads)
-    copy, copied = bandwidth()
-    competitors = {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face, COPY: copy}
-    result = race(benchmark, OP, competitors, session.seconds)
-    with measure() as m:
-        inputs.op()
-    moved = 8.0 * T * C * 4  # forward: x, residual, sum, y; backward: dy, sum, dsum, dx
-    memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": 3 * T * C * 4 + 8 * C * 64}
-    for impl in (OP, KERNELS):
-        ratio = result.ratio(HUGGING_FACE, impl)
-        row = Record(
-            key,
-            impl,
-            "fwd+bwd",
-            checked,
-            Times.of(result.seconds[impl]),
-            None,
-            moved / copied * result.ratio(COPY, impl),
-            memory if impl == OP else None,
-            {HUGGING_FACE: Baseline(result.median(HUGGING_FACE), ratio)},
-            {"vs hugging_face >= 1": ratio >= 1.0},
-        )
-        session.write(row)
-        benchmark.extra_info[impl] = row.to_json()
+    small, inputs = (Inputs(kind, rows, C, session.threads) for rows in (64, T))
+    checked = error_law((small.op, small.pybind), small.exact(torch.float32), small.exact(torch.float64))
+    rows = T * C * 4
+    run_part(
+        session,
+        benchmark,
+        f"norm_fwd, norm_bwd|cpu|float32|{kind},T={T},C={C},residual",
+        checked,
+        {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face},
+        8.0 * rows,  # forward: x, residual, sum, y; backward: dy, sum, dsum, dx
+        3 * rows + 8 * C * 64,
+    )

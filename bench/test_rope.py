@@ -9,15 +9,11 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.conftest import Session
-from bench.race import bandwidth, race
-from bench.record import Baseline, Gate, Record, Times
+from bench.layer_parts import HUGGING_FACE, KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops.reference.rope import rope as reference
 
-OP, KERNELS, HUGGING_FACE, COPY = "longspan.ops", "longspan.kernels", "hugging_face", "copy"
 T, D = 4096, 64
-FACTOR = 3.0  # the error law of gradients: this many times torch's error in the same dtype
 
 
 class Inputs:
@@ -77,48 +73,18 @@ class Inputs:
         return *(y.detach() for y in turned), *gradients
 
 
-def gate(heads: int, key_heads: int, threads: int) -> Gate:
-    """The error law on a few tokens: both routes against the reference in float64."""
-    inputs = Inputs(64, heads, key_heads, threads)
-    exact, torchs = inputs.exact(torch.float64), inputs.exact(torch.float32)
-    passed, worst, worst_torch = True, 0.0, 0.0
-    for route in (inputs.op, inputs.pybind):
-        for ours, theirs, true in zip(route(), torchs, exact, strict=True):
-            error, allowed = float((ours - true).abs().max()), float((theirs - true).abs().max())
-            eps = 2 * torch.finfo(torch.float32).eps * max(1.0, float(true.abs().max()))
-            passed &= error <= FACTOR * allowed + eps
-            worst, worst_torch = max(worst, error), max(worst_torch, allowed)
-    return Gate(passed, worst, worst_torch)
-
-
 @pytest.mark.parametrize(("heads", "key_heads"), [(9, 3), (32, 8)])
 def test_rope(session: Session, benchmark: BenchmarkFixture, heads: int, key_heads: int) -> None:
     """rope_ forward and rope backward on q and k, against transformers; each route copies its projections first."""
-    key = f"rope_, rope|cpu|float32|T={T},H={heads},K={key_heads},D={D}"
-    checked = gate(heads, key_heads, session.threads)
-    if not checked.passed:
-        session.write_red(key, OP, "fwd+bwd", checked)
-        pytest.fail(f"error law broken, not timed: {checked}")
-    inputs = Inputs(T, heads, key_heads, session.threads)
-    copy, copied = bandwidth()
-    competitors = {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face, COPY: copy}
-    result = race(benchmark, OP, competitors, session.seconds)
-    with measure() as m:
-        inputs.op()
+    small, inputs = (Inputs(tokens, heads, key_heads, session.threads) for tokens in (64, T))
+    checked = error_law((small.op, small.pybind), small.exact(torch.float32), small.exact(torch.float64))
     rows = sum(x.nbytes for x in inputs.rows)
-    for impl in (OP, KERNELS):
-        ratio = result.ratio(HUGGING_FACE, impl)
-        row = Record(
-            key,
-            impl,
-            "fwd+bwd",
-            checked,
-            Times.of(result.seconds[impl]),
-            None,
-            6.0 * rows / copied * result.ratio(COPY, impl),  # the copy of the projections, forward, backward
-            {"peak_live_bytes": m.peak_bytes, "predicted_bytes": 2 * rows} if impl == OP else None,
-            {HUGGING_FACE: Baseline(result.median(HUGGING_FACE), ratio)},
-            {"vs hugging_face >= 1": ratio >= 1.0},
-        )
-        session.write(row)
-        benchmark.extra_info[impl] = row.to_json()
+    run_part(
+        session,
+        benchmark,
+        f"rope_, rope|cpu|float32|T={T},H={heads},K={key_heads},D={D}",
+        checked,
+        {OP: inputs.op, KERNELS: inputs.pybind, HUGGING_FACE: inputs.hugging_face},
+        6.0 * rows,  # the copy of the projections, forward, backward
+        2 * rows,
+    )
