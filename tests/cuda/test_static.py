@@ -103,7 +103,6 @@ def test_predictions_stay_above_the_hardware(figures: Figures) -> None:
             assert workload.flop() / device.tensor_flops < found.best <= found.serial
 
 
-HEADER = '#include "attention/mma_tile.cuh"\nusing namespace longspan::kernels;\n'
 SPILLS = """
 __global__ void __launch_bounds__(1024) spilling(float* x) {
   float r[128];
@@ -126,6 +125,8 @@ __global__ void indexed(float* x, int at) {
 """
 # One tile of 16 x 8 x 16 a pass, fetched a pass before; `Extra` dependent operations on the result.
 MULTIPLY = """
+#include "attention/mma_tile.cuh"
+using namespace longspan::kernels;
 template <int Extra>
 __global__ void multiply(const __nv_bfloat16* tiles, float* out, int count) {
   auto* shared = simt::dyn_smem<__nv_bfloat16>();
@@ -155,7 +156,7 @@ template __global__ void multiply<EXTRA>(const __nv_bfloat16*, float*, int);
 def planted(folder: Path, text: str, name: str = "planted_kernel", tile: Tile | None = None) -> Figures:
     """The figures of a source with one kernel, on sm_80."""
     source = folder / "planted.cu"
-    source.write_text(HEADER + text, encoding="utf-8")
+    source.write_text(text, encoding="utf-8")
     compiled = compile_source(source, ["sm_80"], folder / "build")
     (usage,) = compiled.usage.values()
     kernel = Kernel(name, tile, 32, usage.shared, [])
@@ -165,14 +166,20 @@ def planted(folder: Path, text: str, name: str = "planted_kernel", tile: Tile | 
     return Figures({name: kernel}, [compiled], {}, folder)
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """A kernel whose array is indexed at run time, and so lives in local memory. Tests work on copies."""
+    return planted(tmp_path_factory.mktemp("indexed"), INDEXED)
+
+
 def test_a_planted_spill_is_found(tmp_path: Path) -> None:
     found = gate.memory_violations(planted(tmp_path, SPILLS))
     assert ["bytes of spills" in line for line in found] == [True, False]
     assert "accesses of local memory" in found[1]
 
 
-def test_a_planted_local_array_is_found(tmp_path: Path) -> None:
-    found = gate.memory_violations(planted(tmp_path, INDEXED))
+def test_a_planted_local_array_is_found(indexed: Figures) -> None:
+    found = gate.memory_violations(indexed)
     assert "0 bytes of spills, 64 bytes of stack" in found[0]
 
 
@@ -189,10 +196,10 @@ def test_a_planted_slow_loop_is_found(tmp_path: Path) -> None:
     assert shares[64] < 0.5 < 0.6 < shares[0]
 
 
-def test_a_planted_kernel_without_tensor_cores_is_found(tmp_path: Path) -> None:
-    name = FORWARD.format("128, 2, 32, 4")
-    found = planted(tmp_path, INDEXED, name)
-    found.kernels[name].tile = Tile(D=128, rows=128, keys=32, warps=4, products=2)
+def test_a_planted_kernel_without_tensor_cores_is_found(indexed: Figures) -> None:
+    found = copy.deepcopy(indexed)
+    (kernel,) = found.kernels.values()
+    kernel.name, kernel.tile = FORWARD.format("128, 2, 32, 4"), Tile(D=128, rows=128, keys=32, warps=4, products=2)
     assert [line.split(": ")[1] for line in gate.instruction_violations(found)] == [
         f"no {opcode} in its main loop" for opcode in ("HMMA", "LDSM", "LDGSTS")
     ]
@@ -216,8 +223,8 @@ def test_a_source_is_compiled_once_until_it_or_a_header_changes(tmp_path: Path) 
     assert not first.exists()
 
 
-def test_a_kernel_that_cannot_start_is_found(tmp_path: Path) -> None:
-    found = planted(tmp_path, INDEXED)
+def test_a_kernel_that_cannot_start_is_found(indexed: Figures) -> None:
+    found = copy.deepcopy(indexed)
     kernel = found.kernels["planted_kernel"]
     kernel.shared = 200 * 1024
     kernel.machine["sm_80"].occupancy = occupancy(ARCHITECTURES["sm_80"], 32, kernel.shared, 32)
