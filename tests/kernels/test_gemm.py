@@ -28,23 +28,36 @@ def matrix(rows: int, columns: int, dtype: torch.dtype, seed: int, padding: int 
 
 
 def check(
-    a: Tensor, b: Tensor, c: Tensor, *, transpose_a: bool = False, transpose_b: bool = False, beta: float = 0.0
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    beta: float = 0.0,
+    rank: int = 0,
 ) -> None:
-    """Multiplies into c and compares with float64, bounded by torch's error in the dtype that is summed in."""
+    """Multiplies into c and compares with float64, bounded by torch's error in the dtype that is summed in; with a
+    second product of `rank`."""
     kind = F64 if c.dtype == F64 else F32
+    m, n = c.shape
+    p, q = matrix(m, rank, kind, 4, 2), matrix(*((n, rank) if transpose_b else (rank, n)), kind, 5, 3)
 
     def product(dtype: torch.dtype) -> Tensor:
         x, y = a.to(dtype), b.to(dtype)
         out = (x.T if transpose_a else x) @ (y.T if transpose_b else y)
+        if rank:
+            out = out + p.to(dtype) @ (q.T if transpose_b else q).to(dtype)
         return out + beta * before.to(dtype) if beta else out
 
     before = c.clone()
     exact, torchs = product(F64), product(F32).to(F32 if c.dtype == F64 else c.dtype)
-    out = kernels.gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b, beta=beta, threads=2)
+    tail = {"p": p, "q": q} if rank else {}
+    out = kernels.gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b, beta=beta, **tail, threads=2)
     assert out is c
     assert kind == torch.promote_types(c.dtype, F32)
     # One element may be a sum of few products, where torch happens to be exact: allow one rounding a step.
-    inner = a.shape[0] if transpose_a else a.shape[1]
+    inner = rank + (a.shape[0] if transpose_a else a.shape[1])
     slack = torch.finfo(F32).eps * inner**0.5 * (1 + exact.abs().max().item()) if c.numel() else 0.0
     if c.dtype == F64:
         assert ((c - exact).abs() <= slack * torch.finfo(F64).eps / torch.finfo(F32).eps).all()
@@ -61,6 +74,7 @@ def check(
     dtypes=st.sampled_from(DTYPES),
     beta=st.sampled_from([0.0, 1.0, -0.5]),
     padding=st.sampled_from([0, 1, 7]),
+    rank=st.sampled_from([0, 0, 1, 8, 33]),
 )
 def test_any_problem(
     m: int,
@@ -70,12 +84,13 @@ def test_any_problem(
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
     beta: float,
     padding: int,
+    rank: int,
 ) -> None:
     ta, tb = transposes
     a = matrix(*((k, m) if ta else (m, k)), dtypes[0], 1, padding)
     b = matrix(*((n, k) if tb else (k, n)), dtypes[1], 2, padding)
     c = matrix(m, n, dtypes[2], 3, padding)
-    check(a, b, c, transpose_a=ta, transpose_b=tb, beta=beta)
+    check(a, b, c, transpose_a=ta, transpose_b=tb, beta=beta, rank=rank)
 
 
 @pytest.mark.parametrize("isa", machine.instruction_sets())
@@ -89,10 +104,11 @@ def test_every_block_edge(
 ) -> None:
     monkeypatch.setenv("LONGSPAN_ISA", isa)
     m, n, k = shape
-    check(
-        matrix(m, k, dtypes[0], 1), matrix(n, k, dtypes[1], 2), matrix(m, n, dtypes[2], 3), transpose_b=True, beta=0.5
-    )
-    check(matrix(k, m, dtypes[0], 1, 3), matrix(k, n, dtypes[1], 2, 5), matrix(m, n, dtypes[2], 3, 1), transpose_a=True)
+    for rank in (0, 9):
+        x, y, c = matrix(m, k, dtypes[0], 1), matrix(n, k, dtypes[1], 2), matrix(m, n, dtypes[2], 3)
+        check(x, y, c, transpose_b=True, beta=0.5, rank=rank)
+        x, y, c = matrix(k, m, dtypes[0], 1, 3), matrix(k, n, dtypes[1], 2, 5), matrix(m, n, dtypes[2], 3, 1)
+        check(x, y, c, transpose_a=True, rank=rank)
 
 
 @pytest.mark.parametrize("padding", [0, 5])
@@ -109,10 +125,12 @@ def test_beta_zero_does_not_read_c_and_rows_keep_their_padding(padding: int) -> 
 def test_thread_count_changes_no_bit(dtype: type) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((333, 901)).astype(dtype), rng.standard_normal((901, 1030)).astype(dtype)
-    one = kernels.gemm(a, b, threads=1)
-    assert one.dtype == dtype
-    for threads in (2, 5):
-        assert np.array_equal(one, kernels.gemm(a, b, threads=threads))
+    p, q = rng.standard_normal((333, 8)).astype(dtype), rng.standard_normal((8, 1030)).astype(dtype)
+    for tail in ({}, {"p": p, "q": q}):
+        one = kernels.gemm(a, b, **tail, threads=1)
+        assert one.dtype == dtype
+        for threads in (2, 5):
+            assert np.array_equal(one, kernels.gemm(a, b, **tail, threads=threads))
 
 
 def test_an_element_does_not_depend_on_its_neighbours() -> None:
@@ -122,8 +140,25 @@ def test_an_element_does_not_depend_on_its_neighbours() -> None:
     assert np.array_equal(whole[123:140, 301:350], kernels.gemm(a[123:140], np.ascontiguousarray(b[:, 301:350])))
 
 
+def test_a_tail_of_zeros_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((70, 500)).astype("float32"), rng.standard_normal((90, 500)).astype("float32")
+    p, q = rng.standard_normal((70, 8)).astype("float32"), np.zeros((90, 8), np.float32)
+    plain = kernels.gemm(a, b, transpose_b=True)
+    assert np.array_equal(plain, kernels.gemm(a, b, transpose_b=True, p=p, q=q))
+
+
 X = np.zeros((2, 3), np.float32)
+P = np.zeros((2, 1), np.float32)
+LONG = np.zeros((2, 385), np.float32)
 BAD = {
+    "p and q go together; give both or none": ((X, X), {"transpose_b": True, "p": P}),
+    "p is [2, 1] and op(q) is [3, 2]; they must be [2, R] and [R, 2]": ((X, X), {"transpose_b": True, "p": P, "q": X}),
+    "p is float64 with 2 dimensions; it must be float32 with 2": (
+        (X, X),
+        {"transpose_b": True, "p": P.astype(np.float64), "q": P},
+    ),
+    "gemm: the tail's rank is 385; it must be 0 to 384": ((X, X), {"transpose_b": True, "p": LONG, "q": LONG}),
     "op(a) is [2, 3] and op(b) is [2, 3]; the inner lengths must agree": ((X, X), {}),
     "c is [3, 3]; op(a) op(b) is [2, 2]": ((X, X, np.zeros((3, 3), np.float32)), {"transpose_b": True}),
     "a is float32 and b is float64; float64 does not mix with other dtypes": ((X, X.T.astype(np.float64).copy()), {}),

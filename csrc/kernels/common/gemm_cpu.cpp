@@ -90,19 +90,23 @@ template <class T, class S>
 struct Product {
   static constexpr bool kDirect = sizeof(S) == sizeof(T);
   const GemmArgs& g;
+  const GemmTail& tail;
   const bool rows_in_place;                        // of A: a panel of some rows is read by broadcasts, which need no packing
   int64_t mb, nb, kb, blocks_m, blocks_k, rounds;  // lengths of blocks; a round is one block of m, n and k
   int64_t tile_n, tiles_m, tiles, packs_a, packs;  // tasks of one round: those of a short block are empty
   const Packer<T, kRegisterRows> pack_a;
   const Packer<T, kPanel<T>> pack_b;
-  T *packed_a[2], *packed_b[2], *block_c;  // rounds alternate between two buffers
-  int64_t* counters;                       // [4] of the buffers, then one a tile
+  const Packer<T, kPanel<T>> pack_q;
+  T *packed_a[2], *packed_b[2], *packed_q[2], *block_c;  // rounds alternate between two buffers
+  int64_t* counters;                                     // [4] of the buffers, then one a tile
 
-  Product(const GemmArgs& args, char* scratch)
+  Product(const GemmArgs& args, const GemmTail& further, char* scratch)
       : g(args),
+        tail(further),
         rows_in_place(gemm_reads_a_in_place(args)),
         pack_a{g.a, g.lda, !g.transpose_a, g.dtype_a},
-        pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b} {
+        pack_b{g.b, g.ldb, g.transpose_b, g.dtype_b},
+        pack_q{tail.q, tail.ldq, g.transpose_b, statistics_dtype(g.dtype_a)} {
     mb = block_length(g.m, kGemmRows, kRegisterRows), nb = block_length(g.n, kGemmColumns, kPanel<T>);
     kb = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kGemmDepth)) : 0;
     blocks_m = ceil_div(g.m, mb), blocks_k = g.k > 0 ? ceil_div(g.k, kb) : 1;
@@ -120,6 +124,7 @@ struct Product {
     for (int buffer = 0; buffer < 2; ++buffer) {
       packed_a[buffer] = reinterpret_cast<T*>(take(rows_in_place ? 0 : mb * kb * int64_t(sizeof(T))));
       packed_b[buffer] = reinterpret_cast<T*>(take(nb * kb * int64_t(sizeof(T))));
+      packed_q[buffer] = reinterpret_cast<T*>(take(nb * tail.rank * int64_t(sizeof(T))));
     }
     block_c = kDirect ? nullptr : reinterpret_cast<T*>(take(mb * nb * int64_t(sizeof(T))));
     for (int64_t i = 0; i < 4 + tiles; ++i) Progress(counters + i).clear();
@@ -135,6 +140,9 @@ struct Product {
     const int64_t k0 = round % blocks_k * kb, m0 = round / blocks_k % blocks_m * mb, n0 = round / blocks_k / blocks_m * nb;
     return {m0, n0, k0, least(mb, g.m - m0), least(nb, g.n - n0), least(kb, g.k - k0)};
   }
+
+  /// Whether the round is its block's last over k: then the tail is added, and a rounded C stored.
+  bool last_of_k(int64_t round) const { return round % blocks_k + 1 == blocks_k; }
 
   int64_t tasks() const { return packs + rounds * (tiles + packs); }
 
@@ -156,8 +164,11 @@ struct Product {
         pack_a.pack(x.m0 + i, least(kRegisterRows, x.m - i), x.k0, x.depth, a + i * x.depth);
     } else {
       const int64_t first = (task - packs_a) * tile_n;
-      for (int64_t j = first; j < least(x.n, first + tile_n); j += kPanel<T>)
-        pack_b.pack(x.n0 + j, least(kPanel<T>, x.n - j), x.k0, x.depth, b + j * x.depth);
+      for (int64_t j = first; j < least(x.n, first + tile_n); j += kPanel<T>) {
+        const int64_t columns = least(kPanel<T>, x.n - j);
+        pack_b.pack(x.n0 + j, columns, x.k0, x.depth, b + j * x.depth);
+        if (tail.rank && last_of_k(round)) pack_q.pack(x.n0 + j, columns, 0, tail.rank, packed_q[round % 2] + j * tail.rank);
+      }
     }
     packed(round).add();
   }
@@ -191,9 +202,12 @@ struct Product {
           micro<T, false>(m, n, x.depth, rows + i * g.lda, g.lda, b + j * x.depth, to, ldc, accumulate);
         else
           micro<T, true>(m, n, x.depth, a + i * x.depth, kRegisterRows, b + j * x.depth, to, ldc, accumulate);
+        if (tail.rank && last_of_k(round))
+          micro<T, false>(m, n, tail.rank, static_cast<const T*>(tail.p) + (x.m0 + i) * tail.ldp, tail.ldp,
+                          packed_q[round % 2] + j * tail.rank, to, ldc, true);
       }
     if constexpr (!kDirect) {
-      if (round % blocks_k + 1 < blocks_k) return;
+      if (!last_of_k(round)) return;
       for (int64_t i = i0; i < i1; ++i)
         for (int64_t j = j0; j < j1; ++j) store_as<T>(out + i * g.ldc + j, c[i * ldc + j]);
     }
@@ -201,18 +215,18 @@ struct Product {
 };
 
 template <class T, class S>
-void multiply(const GemmArgs& args, const Parallel& parallel, void* scratch) {
-  const Product<T, S> product(args, static_cast<char*>(scratch));
+void multiply(const GemmArgs& args, const GemmTail& tail, const Parallel& parallel, void* scratch) {
+  const Product<T, S> product(args, tail, static_cast<char*>(scratch));
   const Context context{parallel, {}, {}, Isa::kBaseline};
   parallel_for(context, product.tasks(), [&](int64_t index, int) { product.run(index); });
 }
 
 }  // namespace
 
-void gemm(const GemmArgs& args, const Parallel& parallel, void* scratch) {
-  if (args.dtype_a == DType::kFloat64) return multiply<double, double>(args, parallel, scratch);
-  if (args.dtype_c == DType::kBFloat16) return multiply<float, bfloat16>(args, parallel, scratch);
-  multiply<float, float>(args, parallel, scratch);
+void gemm(const GemmArgs& args, const GemmTail& tail, const Parallel& parallel, void* scratch) {
+  if (args.dtype_a == DType::kFloat64) return multiply<double, double>(args, tail, parallel, scratch);
+  if (args.dtype_c == DType::kBFloat16) return multiply<float, bfloat16>(args, tail, parallel, scratch);
+  multiply<float, float>(args, tail, parallel, scratch);
 }
 
 }  // namespace longspan::kernels::LONGSPAN_ISA_NS
