@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,17 @@ def assert_error_bound(name: str, ours: Tensor, torchs: Tensor, exact: Tensor, f
 
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
+
+
+def assert_threads_change_no_bit(run: Callable[[], Mapping[str, Tensor]]) -> None:
+    """The same bits with one thread, with as many as there are cores, and with more."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for threads, other in ((2, results[1]), (5, results[2])):
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), f"{name} differs with {threads} threads"

@@ -9,7 +9,7 @@ import torch
 
 from longspan.ops import AttentionPattern, TokenLayout, attention
 from longspan.ops.reference.attention import visible
-from tests.laws import assert_error_bound
+from tests.laws import assert_error_bound, assert_threads_change_no_bit
 from tests.ops.attention_cases import assert_same_bits, inputs, oracle, ours, torchs
 
 P = AttentionPattern
@@ -19,16 +19,7 @@ PATTERNS = [P.full(), P.s2(group_size=256, sinks=4), P.window(200, sinks=2)]
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_thread_count_changes_no_bit(pattern: AttentionPattern) -> None:
     tensors = inputs(2, 6, 2, 1100, 48)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(ours(tensors, pattern))
-    finally:
-        torch.set_num_threads(before)
-    assert_same_bits(results[0], results[1])
-    assert_same_bits(results[0], results[2])
+    assert_threads_change_no_bit(lambda: ours(tensors, pattern))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)

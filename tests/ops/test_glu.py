@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import ACTIVATIONS, activation, geglu, glu, swiglu
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 from tests.ops import glu_cases
 from tests.ops.glu_cases import CASES, F64, Problem
 
@@ -153,15 +153,7 @@ def test_saved_is_gate_and_up(packed: bool) -> None:
 
 def test_thread_count_changes_no_bit() -> None:
     problem = Problem(301, 70)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(run(problem, problem.tensors(F32)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(results[0][n], other[n]) for n in other)
+    assert_threads_change_no_bit(lambda: run(problem, problem.tensors(F32)))
 
 
 def test_a_graph_of_the_gradient_is_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.ops import segment_linear_cross_entropy
 from longspan.ops.reference.loss import segment_linear_cross_entropy as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 DTYPES = (F32, F64, BF16)
@@ -276,16 +276,7 @@ def test_autocast_casts_as_linear_does(hidden_dtype: torch.dtype) -> None:
 
 def test_thread_count_changes_no_bit() -> None:
     x = inputs(130, 40, 1001)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(run(segment_linear_cross_entropy, x, F32, segment=32))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(results[0][n], other[n]) for n in other)
+    assert_threads_change_no_bit(lambda: run(segment_linear_cross_entropy, x, F32, segment=32))
 
 
 def test_segment_changes_only_rounding() -> None:

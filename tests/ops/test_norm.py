@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import layer_norm, rms_norm
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 from tests.ops.norm_cases import CASES, F32, F64, Problem
 
 BF16 = torch.bfloat16
@@ -179,15 +179,7 @@ def test_strided_rows_and_more_dimensions() -> None:
 
 def test_thread_count_changes_no_bit() -> None:
     problem = Problem(301, 70, "layer", bias=True, residual=True)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(run(problem, problem.tensors(F32)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(results[0][n], other[n]) for n in other)
+    assert_threads_change_no_bit(lambda: run(problem, problem.tensors(F32)))
 
 
 @pytest.mark.parametrize(("kind", "statistics"), [("rms", 1), ("layer", 2)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from longspan.memory import measure
 from longspan.ops import rope, rope_, rope_table
 from longspan.ops.reference.rope import rope as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 from tests.ops.rope_cases import CASES, LENGTH, Problem
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -198,14 +198,7 @@ def test_nothing_but_the_tables_is_saved() -> None:
 
 def test_thread_count_changes_no_bit() -> None:
     x, *rest = Problem((2, 3, 301, 64)).tensors(F32)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(rope(x, *rest))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert_threads_change_no_bit(lambda: {"y": rope(x, *rest)})
 
 
 def test_strides_and_position_types() -> None:
