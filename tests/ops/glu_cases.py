@@ -51,6 +51,7 @@ CASES = {
 } | {
     "odd columns": Problem(7, 77),
     "one column": Problem(5, 1, "gelu"),
+    "no rows": Problem(0, 8),
     "one token": Problem(1, 130, "gelu_tanh"),
     "wide": Problem(2, 3001, "relu2"),
 }

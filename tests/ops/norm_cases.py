@@ -89,6 +89,7 @@ CASES = {
     "layer": Problem(kind="layer", bias=True),
     "rms residual": Problem(residual=True, C=96),
     "layer residual": Problem(kind="layer", bias=True, residual=True, T=33, C=40),
+    "no rows": Problem(T=0, kind="layer", bias=True, residual=True),
     "one token": Problem(T=1),
     "one column": Problem(T=5, C=1),
     "odd columns": Problem(T=21, C=77, kind="layer", bias=True, residual=True),

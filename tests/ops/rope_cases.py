@@ -59,6 +59,7 @@ CASES = {
     "odd head": Problem((1, 3, 11, 21), rotated=14),
     "one pair": Problem((1, 1, 4, 2)),
     "no pair": Problem((1, 2, 4, 6), rotated=0),
+    "no tokens": Problem((1, 2, 0, 16)),
     "one token": Problem((1, 4, 1, 128)),
     "scaled": Problem((1, 2, 8, 32), scaling=1.25),
     "many heads": Problem((1, 9, 70, 64)),
