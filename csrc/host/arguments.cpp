@@ -42,6 +42,12 @@ Output Arguments::output(const py::object& given, const std::string& name, const
   return out;
 }
 
+Array rows_of(const py::handle& object, const std::string& name, Stream stream) {
+  Array rows = borrow(object, name, stream);
+  view_of<2>(rows, name);
+  return rows;
+}
+
 void check_contiguous(const Array& x, const std::string& name) {
   if (!x.contiguous()) throw py::value_error(name + " must be contiguous");
 }

@@ -35,6 +35,14 @@ class Arguments {
   Stream stream_;
 };
 
+/// The first array of a call on rows: [T, C], the last dimension contiguous.
+Array rows_of(const py::handle& object, const std::string& name, Stream stream);
+
+/// The view of an array that may have null data.
+inline kernels::View<2> view_or_null(const Array& x, const char* name) {
+  return x.data ? view_of<2>(x, name) : kernels::View<2>{};
+}
+
 /// Throws py::value_error unless the array is contiguous.
 void check_contiguous(const Array& x, const std::string& name);
 

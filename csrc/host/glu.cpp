@@ -10,14 +10,6 @@ namespace {
 
 using kernels::DType;
 
-Array rows_of(const py::handle& x, const std::string& name, int64_t stream) {
-  Array out = borrow(x, name, stream);
-  view_of<2>(out, name);
-  return out;
-}
-
-kernels::View<2> view_or_null(const Array& x, const char* name) { return x.data ? view_of<2>(x, name) : kernels::View<2>{}; }
-
 py::object glu_fwd(const py::handle& gate_, const py::object& up_, const std::string& activation, int threads,
                    const py::object& y_, int64_t stream) {
   const Array gate = rows_of(gate_, "gate", stream);

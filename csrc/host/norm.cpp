@@ -9,7 +9,6 @@ namespace longspan::host {
 namespace {
 
 using kernels::DType;
-using kernels::View;
 
 /// weight and bias: of one dtype, that of x or of statistics.
 struct Vectors {
@@ -28,18 +27,10 @@ struct Vectors {
   }
 };
 
-Array rows_of(const py::handle& x_, Stream stream) {
-  Array x = borrow(x_, "x", stream);
-  view_of<2>(x, "x");
-  return x;
-}
-
-View<2> view_or_null(const Array& x, const char* name) { return x.data ? view_of<2>(x, name) : View<2>{}; }
-
 py::tuple norm_fwd(const py::handle& x_, const py::object& weight_, const py::object& bias_, const py::object& residual_,
                    bool centered, double eps, double weight_offset, int threads, const py::object& y_,
                    const py::object& sum_, const py::object& rstd_, const py::object& mean_, int64_t stream) {
-  const Array x = rows_of(x_, stream);
+  const Array x = rows_of(x_, "x", stream);
   const Arguments others(x, "x", stream);
   const DType dtype = dtype_of(x, "x"), statistics = kernels::statistics_dtype(dtype);
   const int64_t T = x.shape[0], C = x.shape[1];
@@ -66,7 +57,7 @@ py::tuple norm_bwd(const py::handle& dy_, const py::handle& x_, const py::object
                    const py::object& weight_, const py::object& dsum_, bool centered, double weight_offset,
                    bool need_dweight, bool need_dbias, int threads, const py::object& dx_, const py::object& dweight_,
                    const py::object& dbias_, int64_t stream) {
-  const Array x = rows_of(x_, stream);
+  const Array x = rows_of(x_, "x", stream);
   const Arguments others(x, "x", stream);
   const DType dtype = dtype_of(x, "x"), statistics = kernels::statistics_dtype(dtype);
   const int64_t T = x.shape[0], C = x.shape[1];

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from longspan import _native
 from longspan.ops._define import define, op
 from longspan.ops._dtypes import check_dtype
+from longspan.ops._rows import last_contiguous
 
 
 def rope_table(inv_freq: Tensor, length: int, *, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -110,7 +111,7 @@ def _checked(
     if not torch.compiler.is_compiling():
         _native.require_op("rope", x.device.type)
         _check_range(name, rows, cos.shape[0])
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous(), rows
+    return last_contiguous(x), rows
 
 
 def _check_range(name: str, rows: Tensor, length: int) -> None:
@@ -156,8 +157,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dy = dy if dy.shape[-1] <= 1 or dy.stride(-1) == 1 else dy.contiguous()
-    return op("rope")(dy, *ctx.saved_tensors, ctx.interleaved, not ctx.inverse), *(None,) * 5
+    return op("rope")(last_contiguous(dy), *ctx.saved_tensors, ctx.interleaved, not ctx.inverse), *(None,) * 5
 
 
 torch.library.register_autograd("longspan::rope", _backward, setup_context=_save)
@@ -178,6 +178,6 @@ class _InPlace(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows = _heads_first(dy if dy.stride(-1) == 1 else dy.contiguous(), ctx.heads)
+        rows = _heads_first(last_contiguous(dy), ctx.heads)
         dx = op("rope")(rows, *ctx.saved_tensors, ctx.interleaved, True)
         return dx if ctx.heads is None else dx.transpose(1, 2).flatten(2), *(None,) * 5
