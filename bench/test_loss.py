@@ -8,9 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.conftest import Session
-from bench.layer_parts import HUGGING_FACE, KERNELS, OP, error_law, require
+from bench.layer_parts import HUGGING_FACE, KERNELS, OP, error_law, require, write_routes
 from bench.race import race, roofline
-from bench.record import Baseline, Record, Times
 from longspan import kernels
 from longspan.memory import measure
 from longspan.ops import segment_linear_cross_entropy
@@ -103,19 +102,4 @@ def test_loss(session: Session, benchmark: BenchmarkFixture, share: float, train
     measured = memory(inputs)
     result = race(benchmark, OP, competitors, session.seconds)
     flops = 2.0 * inputs.counted * V * C * (3 if train_weight else 2)
-    for impl in (OP, KERNELS):
-        ratio = result.ratio(HUGGING_FACE, impl)
-        row = Record(
-            key,
-            impl,
-            "fwd+bwd",
-            checked,
-            Times.of(result.seconds[impl]),
-            flops,
-            flops / product_flops * result.ratio(MM, impl),
-            measured if impl == OP else None,
-            {HUGGING_FACE: Baseline(result.median(HUGGING_FACE), ratio)},
-            {f"vs hugging_face >= {least:g}": ratio >= least},
-        )
-        session.write(row)
-        benchmark.extra_info[impl] = row.to_json()
+    write_routes(session, benchmark, key, checked, result, flops, flops / product_flops, MM, measured, least)
