@@ -59,18 +59,30 @@ def bandwidth() -> tuple[Callable[[], object], float]:
     return lambda: target.copy_(source), 2.0 * COPIED
 
 
-def race(benchmark: BenchmarkFixture, first: str, competitors: dict[str, Callable[[], object]], budget: float) -> Race:
+def race(
+    benchmark: BenchmarkFixture,
+    first: str,
+    competitors: dict[str, Callable[[], object]],
+    budget: float,
+    rest: float = 0.0,
+) -> Race:
     """Runs all competitors in turns for about `budget` seconds, after one warm-up round; `first` is the row's own.
 
     pytest-benchmark times `first`; the others run in the set-up of its rounds, which it does not count.
+
+    Args:
+        rest: Seconds of sleep before each competitor, where torch's threads, which spin for a while after each call,
+            would take the cores from the pool of the next one.
     """
-    round_seconds = sum(timed(function) for function in competitors.values())
+    round_seconds = sum(timed(function) + rest for function in competitors.values())
     rounds = max(MINIMUM_ROUNDS, min(MAXIMUM_ROUNDS, int(budget / max(round_seconds, 1e-9))))
     others: dict[str, list[float]] = {name: [] for name in competitors if name != first}
 
     def set_up() -> None:
         for name, seconds in others.items():
+            time.sleep(rest)
             seconds.append(timed(competitors[name]))
+        time.sleep(rest)
 
     benchmark.pedantic(competitors[first], setup=set_up, rounds=rounds, iterations=1)
     return Race({first: list(benchmark.stats.stats.data), **others})

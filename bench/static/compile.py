@@ -15,9 +15,11 @@ from pathlib import Path
 from bench.static import ptxas
 from bench.static.architectures import ARCHITECTURES
 from bench.static.tools import BUILD, KERNELS, run, tool
+from tests.cuda import toolkit
 
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler", "-Wall")
 INCLUDES = (KERNELS,)
+_CUTE = re.compile(r"^\s*#\s*include\s*<cute/", re.MULTILINE)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -65,6 +67,12 @@ def inputs(source: Path) -> list[Path]:
     return sorted(found)
 
 
+def includes(read: Iterable[Path]) -> list[str]:
+    """nvcc's options for folders of headers. CUTLASS's, whose warnings are not ours, only where CuTe is included."""
+    uses_cute = any(_CUTE.search(path.read_text(encoding="utf-8")) for path in read)
+    return [*(f"-I{path}" for path in INCLUDES), *([f"-isystem={toolkit.cutlass_include()}"] if uses_cute else [])]
+
+
 def gencode(names: Iterable[str]) -> list[str]:
     """nvcc's options for machine code of these architectures, and their PTX; each PTX is generated once."""
     by_virtual: dict[str, list[str]] = {}
@@ -75,9 +83,10 @@ def gencode(names: Iterable[str]) -> list[str]:
 
 def compile_source(source: Path, architectures: Sequence[str] = tuple(ARCHITECTURES), build: Path = BUILD) -> Compiled:
     """Compiles, or takes what an earlier run left. Raises CompileWarning, or ToolError with the compiler's output."""
-    options = [*FLAGS, *gencode(architectures), *(f"-I{path}" for path in INCLUDES)]
+    read = inputs(source)
+    options = [*FLAGS, *gencode(architectures), *includes(read)]
     digest = hashlib.sha256("\0".join([nvcc_version(), *options]).encode())
-    for path in inputs(source):
+    for path in read:
         digest.update(path.read_bytes())
     folder = build / f"{source.parent.name}-{source.stem}" / digest.hexdigest()[:16]
     done = folder / "done.json"

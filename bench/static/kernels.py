@@ -14,6 +14,7 @@ _PARAMETERS = {
     "ForwardShape": ("D", "MT", "BN", "Warps"),
     "KeyGradientShape": ("D", "BM", "Warps", "Parts"),
     "QueryGradientShape": ("D", "BN", "Warps"),
+    "ProductShape": ("BM", "BN", "D", "Stages"),  # D is the depth of a step
 }
 _FIRST = {"__nv_bfloat16": "bf16", "__half": "f16", "float": "f32"}
 M, N, K = 16, 8, 16  # of one HMMA
@@ -76,6 +77,8 @@ def tile_of(name: str) -> Tile | None:
     p = dict(zip(_PARAMETERS[shape], numbers, strict=True))
     if shape == "ForwardShape":
         return Tile(p["D"], M * p["MT"] * p["Warps"], p["BN"], p["Warps"], products=2)
+    if shape == "ProductShape":
+        return Tile(p["D"], p["BM"], p["BN"], warps=4, products=1)
     if shape == "KeyGradientShape":
         return Tile(p["D"], p["BM"], M * p["Warps"], p["Warps"], products=4, parts=p["Parts"], owns_keys=True)
     return Tile(p["D"], M * p.get("MT", 1) * p["Warps"], p["BN"], p["Warps"], products=3)

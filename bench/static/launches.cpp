@@ -5,6 +5,7 @@
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
 //   rope <dtype> <tokens> <heads> <D> <pairs> <interleaved 0|1> <aligned 0|1>
 //   glu fwd|bwd <dtype> <activation> <rows> <F>
+//   lora fwd|bwd <dtype> <dtype of adapters> <rows> <C> <N> <R> <dropout 0|1>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
 #include <cstdio>
 #include <iostream>
@@ -14,6 +15,7 @@
 #include "attention/attention.h"
 #include "fake_runtime.h"
 #include "glu/glu.h"
+#include "lora/lora.h"
 #include "loss/loss.h"
 #include "norm/norm.h"
 #include "rope/rope.h"
@@ -94,6 +96,33 @@ void norm(std::istream& words) {
     norm_bwd_cuda(spec, {x, x, x, scratch, weight, scratch, scratch, x, scratch, scratch}, context());
 }
 
+void lora(std::istream& words) {
+  std::string direction, name, adapter_name;
+  int64_t T, C, N, R;
+  bool dropout;
+  if (!(words >> direction >> name >> adapter_name >> T >> C >> N >> R >> dropout))
+    throw std::invalid_argument("lora takes direction, two dtypes, four sizes and whether there is dropout");
+  const DType dtype = dtype_of(name), adapter = dtype_of(adapter_name);
+  const auto view = [](DType of, int64_t rows, int64_t columns) {
+    return View<2>{scratch, of, {rows, columns}, {columns, 1}};
+  };
+  LoraInput in{};
+  in.x = view(dtype, T, C), in.normed = true, in.norm = {false, 1e-6, 0.0};
+  in.norm_weight = scratch, in.norm_dtype = dtype, in.rstd = scratch;
+  in.dropout = dropout ? 0.1 : 0.0, in.seeds = reinterpret_cast<const int64_t*>(scratch);
+  const LoraProjection projection{view(dtype, N, C), scratch, view(adapter, R, C), view(adapter, N, R), 2.0};
+  const LoraProjection projections[] = {projection, projection};
+  if (direction == "fwd") {
+    const LoraOutput output{view(dtype, T, N), view(dtype, T, N)};
+    const LoraOutput outputs[] = {output, output};
+    lora_linear_fwd_cuda(in, projections, outputs, scratch, 2, context());
+  } else {
+    const LoraGradient gradient{view(dtype, T, N), view(dtype, N, C), scratch, view(adapter, R, C), view(adapter, N, R)};
+    const LoraGradient gradients[] = {gradient, gradient};
+    lora_linear_bwd_cuda(in, projections, gradients, {view(dtype, T, C), scratch, nullptr}, scratch, 2, context());
+  }
+}
+
 void rope(std::istream& words) {
   std::string name;
   int64_t T, H, D, pairs;
@@ -134,6 +163,8 @@ int main() {
         linear_loss(words);
       else if (op == "norm")
         norm(words);
+      else if (op == "lora")
+        lora(words);
       else if (op == "glu")
         glu(words);
       else if (op == "rope")

@@ -117,7 +117,26 @@ class Glu:
         return f"glu {self.direction} {self.dtype} {self.activation} {self.rows} {self.F}"
 
 
-Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu
+@dataclass(frozen=True)
+class Lora:
+    """One call of a group of two low-rank linear maps behind a norm, with all gradients."""
+
+    direction: str
+    dtype: str
+    adapter: str
+    dropout: bool
+    rows: int = 4096
+    C: int = 4096
+    N: int = 4096
+    R: int = 16
+
+    def line(self) -> str:
+        """For the launcher."""
+        sizes = [self.rows, self.C, self.N, self.R, int(self.dropout)]
+        return " ".join(["lora", self.direction, self.dtype, self.adapter, *map(str, sizes)])
+
+
+Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,13 @@ def every_dispatch() -> list[Problem]:
     found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
     found += [Rope(dtype, *options) for dtype in DTYPES for options in itertools.product((False, True), repeat=2)]
     found += [Glu(*options) for options in itertools.product(("fwd", "bwd"), DTYPES, ACTIVATIONS)]
+    found += [
+        Lora(direction, dtype, adapter, dropout)
+        for direction in ("fwd", "bwd")
+        for dtype in DTYPES
+        for adapter in sorted({"float32", dtype})
+        for dropout in (False, True)
+    ]
     return found + [
         Norm(direction, dtype, weight, centered)
         for direction in ("fwd", "bwd")

@@ -1,4 +1,4 @@
-"""docs/cuda.md and docs/cuda_figures.md: the tables that are generated from the figures, between markers."""
+"""The pages docs/cuda*.md: the tables that are generated from the figures, between markers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from bench.static import pipes
 from bench.static.architectures import ARCHITECTURES, DEVICES
 from bench.static.figures import Figures, Kernel
-from bench.static.gate import SHARES, share
+from bench.static.gate import required_share, share
 from bench.static.launches import Attention
 from bench.static.predict import Prediction, predict_attention, predict_loss, tile_load
 from bench.static.tools import ROOT
@@ -27,8 +27,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+# What the low-rank family's matrix product makes of factors that are stored so.
+_PRODUCT = re.compile(r"ProductShape<[^>]*>, (true|false), \(ProductLayout\)(\d)>")
+_PRODUCTS = ("y", "dx", "dW")
+
+
 def title(kernel: Kernel) -> str:
     """A short name: direction, dtype and head dimension."""
+    if product := _PRODUCT.search(kernel.name):
+        dropout = " dropout" if product[1] == "true" else ""
+        return f"lora {_PRODUCTS[int(product[2])]}{dropout} {kernel.dtype}"
     base = kernel.name.split("<")[0].removesuffix("_kernel").removesuffix("_f32")
     dimension = kernel.tile.D if kernel.tile else re.search(r"<(\d+)>", kernel.name)
     words = [_SHORT.get(base, base), kernel.dtype or ""]
@@ -164,10 +172,10 @@ def requirements(figures: Figures) -> str:
     """The shares that are required, and what is reached."""
     rows = []
     for kernel in tensor_kernels(figures):
-        base = kernel.name.split("<")[0]
-        if kernel.dtype == "bf16" and kernel.tile and kernel.tile.D == 128:
-            met = "yes" if share(kernel) >= SHARES[base] else "no"
-            rows.append([title(kernel), f"{share(kernel):.1%}", f"{SHARES[base]:.0%}", met])
+        required = required_share(kernel)
+        if required is not None:
+            met = "yes" if share(kernel) >= required else "no"
+            rows.append([title(kernel), f"{share(kernel):.1%}", f"{required:.0%}", met])
     return table(["kernel, sm_80", "tensor-core share", "required", "met"], rows)
 
 
@@ -205,7 +213,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
 # Which tables stand on which page.
 PAGES = {
     ROOT / "docs" / "cuda.md": ("requirements", "tiles", "predictions"),
-    ROOT / "docs" / "cuda_figures.md": ("resources", "loops", "cycles", "others"),
+    ROOT / "docs" / "cuda_figures.md": ("resources", "loops", "cycles"),
+    ROOT / "docs" / "cuda_code.md": ("others",),
 }
 
 

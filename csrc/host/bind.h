@@ -7,6 +7,7 @@ namespace longspan::host {
 void bind_attention(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_glu(pybind11::module_& m);
+void bind_lora(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
   longspan::host::bind_attention(m);
   longspan::host::bind_gemm(m);
   longspan::host::bind_glu(m);
+  longspan::host::bind_lora(m);
   longspan::host::bind_loss(m);
   longspan::host::bind_norm(m);
   longspan::host::bind_rope(m);

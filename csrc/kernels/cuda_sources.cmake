@@ -10,9 +10,19 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/attention/fwd_f32.cu
   csrc/kernels/attention/prepare.cu
   csrc/kernels/glu/glu.cu
+  csrc/kernels/lora/lora_cuda.cu
+  csrc/kernels/lora/low_rank.cu
+  csrc/kernels/lora/low_rank_fma.cu
+  csrc/kernels/lora/parts.cu
+  csrc/kernels/lora/product.cu
+  csrc/kernels/lora/product_f32.cu
   csrc/kernels/loss/cross_entropy.cu
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
   csrc/kernels/norm/bwd.cu
   csrc/kernels/norm/fwd.cu
   csrc/kernels/rope/rope.cu
+)
+# Of these, what includes CuTe.
+set(CUTE_KERNEL_SOURCES
+  csrc/kernels/lora/product.cu
 )

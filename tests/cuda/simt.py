@@ -184,6 +184,7 @@ def build(name: Build, library: str = "simt") -> Path:
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSIMT_CUDA_INCLUDE={';'.join(map(str, toolkit.include_dirs()))}",
+            f"-DSIMT_CUTLASS_INCLUDE={';'.join(map(str, toolkit.cute_include_dirs()))}",
         ]
         if not (FOLDER / "build.ninja").is_file():
             _checked(configure)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,21 +14,12 @@ from tests.cuda.engine_cases import RULES, run_case
 LANES, M, N, K = 32, 16, 8, 16
 
 
-def cutlass_include() -> Path:
-    """The headers in PyPI's wheel nvidia-cutlass."""
-    found = importlib.util.find_spec("cutlass_library")
-    if found is None or not found.submodule_search_locations:
-        raise RuntimeError("no CuTe headers: pip install --no-deps nvidia-cutlass==4.2.0.0")
-    return Path(found.submodule_search_locations[0]) / "source" / "include"
-
-
 @pytest.fixture(scope="module")
 def tables() -> dict[str, np.ndarray]:
     """Name -> [lane, value] indices, printed by a host program on CuTe's headers."""
     program = simt.FOLDER / "cute_layouts"
     program.parent.mkdir(parents=True, exist_ok=True)
-    folders = [cutlass_include(), *toolkit.include_dirs()]
-    folders += [folder / "cccl" for folder in toolkit.include_dirs() if (folder / "cccl").is_dir()]
+    folders = [*toolkit.cute_include_dirs(), *toolkit.include_dirs()]
     includes = [word for folder in folders for word in ("-isystem", str(folder))]
     compiler = [os.environ.get("CXX", "g++"), "-std=c++17", "-O0", "-w", *includes]
     subprocess.run([*compiler, str(RULES / "cute_layouts.cpp"), "-o", str(program)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ WHEELS = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-run
 
 
 class MissingToolkit(RuntimeError):
-    """There is no nvcc on this machine."""
+    """There is no nvcc on this machine, or no CuTe."""
 
 
 @cache
@@ -61,3 +62,23 @@ def include_dirs() -> list[Path]:
     lines = re.findall(r"^#\$ (?:SYSTEM_)?INCLUDES=(.*)$", shown, re.MULTILINE)
     paths = [text.removeprefix("-I") for line in lines for text in re.findall(r'"([^"]+)"', line) if text != "-isystem"]
     return [Path(path).resolve() for path in paths if Path(path).is_dir()]
+
+
+@cache
+def cutlass_include() -> Path:
+    """CUTLASS's headers in PyPI's wheel nvidia-cutlass.
+
+    Raises:
+        MissingToolkit: The wheel is not installed.
+    """
+    found = importlib.util.find_spec("cutlass_library")
+    if found is None or not found.submodule_search_locations:
+        raise MissingToolkit("no CuTe headers: pip install --no-deps nvidia-cutlass==4.2.0.0")
+    return Path(found.submodule_search_locations[0]) / "source" / "include"
+
+
+@cache
+def cute_include_dirs() -> list[Path]:
+    """The folders that CuTe's headers need, beside the toolkit's, for compilers other than nvcc."""
+    libraries = [folder / "cccl" for folder in include_dirs() if (folder / "cccl").is_dir()]
+    return [cutlass_include(), *libraries]

@@ -3,6 +3,7 @@
 from longspan.ops.attention import attention
 from longspan.ops.glu import ACTIVATIONS, activation, geglu, glu, swiglu
 from longspan.ops.layout import TokenLayout
+from longspan.ops.lora import Norm, Projection, lora_linear, norm_lora_linear
 from longspan.ops.loss import segment_linear_cross_entropy
 from longspan.ops.norm import layer_norm, rms_norm
 from longspan.ops.pattern import AttentionPattern
@@ -11,12 +12,16 @@ from longspan.ops.rope import rope, rope_, rope_table
 __all__ = [
     "ACTIVATIONS",
     "AttentionPattern",
+    "Norm",
+    "Projection",
     "TokenLayout",
     "activation",
     "attention",
     "geglu",
     "glu",
     "layer_norm",
+    "lora_linear",
+    "norm_lora_linear",
     "rms_norm",
     "rope",
     "rope_",
