@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longspan.memory import measure
-from longspan.ops import rope, rope_, rope_table
+from longspan.ops import rope, rope_, rope_packed_, rope_table
 from longspan.ops.reference.rope import rope as reference
 from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 from tests.ops.rope_cases import CASES, LENGTH, Problem
@@ -213,7 +213,9 @@ def test_strides_and_position_types() -> None:
 X, C, P = torch.zeros(2, 3, 5, 8), torch.zeros(10, 4), torch.arange(5)
 BAD: dict[str, Callable[[], Any]] = {
     "rope: x has shape (3, 5, 8); it must be [B,H,T,D]": lambda: rope(X[0], C, C, P),
-    "rope_: x has shape (3, 5, 8); with heads=3 it must be [B, T, 3 * D]": lambda: rope_(X[0], C, C, P, heads=3),
+    "rope_: x has shape (3, 5, 8); with heads=3 it must be [B, T, 3 * D] or [T, 3 * D]": lambda: rope_(
+        X[0], C, C, P, heads=3
+    ),
     "rope: x is torch.int64; allowed: float32, float64, bfloat16": lambda: rope(X.long(), C, C, P),
     "rope: cos is torch.float64 (10, 4) on cpu; cos and sin must be torch.float32 [P,N] on cpu": lambda: rope(
         X, C.double(), C, P
@@ -250,4 +252,65 @@ BAD: dict[str, Callable[[], Any]] = {
 def test_bad_input(message: str) -> None:
     with pytest.raises(ValueError) as error:
         BAD[message]()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("layout", "heads", "kv_heads"), [("blocks", 4, 2), ("heads", 3, 3)])
+def test_packed_projections_rotate_queries_and_keys_alone(layout: str, heads: int, kv_heads: int) -> None:
+    """One packed row of queries, keys and values: as rope of its parts, in both directions."""
+    T, D = 7, 8
+    cos, sin = rope_table(torch.rand(D // 2), 30)
+    positions = torch.randperm(30)[:T]
+    source = torch.randn(T, (heads + 2 * kv_heads) * D)
+
+    def parts(x: Tensor) -> tuple[Tensor, ...]:
+        if layout == "heads":
+            return x.unflatten(1, (heads, 3, D)).unbind(2)
+        return x.unflatten(1, (-1, D)).split([heads, kv_heads, kv_heads], 1)
+
+    leaf, other = source.clone().requires_grad_(), source.clone().requires_grad_()
+    packed = leaf * 1
+    given = parts(rope_packed_(packed, cos, sin, positions, heads=heads, kv_heads=kv_heads, layout=layout))
+    q, k, v = (x.transpose(0, 1)[None] for x in parts(other * 1))
+    expected = tuple(x[0].transpose(0, 1) for x in (rope(q, cos, sin, positions), rope(k, cos, sin, positions), v))
+    weights = [torch.randn_like(x) for x in expected]
+    for ours, theirs in zip(given, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    torch.autograd.backward(given, weights)
+    torch.autograd.backward(expected, weights)
+    assert leaf.grad is not None
+    assert other.grad is not None
+    assert torch.equal(leaf.grad, other.grad)
+
+
+def test_rows_without_a_batch() -> None:
+    """[T, heads * D] is rotated as the one row of a batch."""
+    cos, sin = rope_table(torch.rand(4), 9)
+    x = torch.randn(9, 24, requires_grad=True)
+    rows = rope_(x * 1, cos, sin, torch.arange(9), heads=3)
+    batch = rope_((x * 1)[None], cos, sin, torch.arange(9), heads=3)
+    assert torch.equal(rows, batch[0])
+    weights = torch.randn_like(rows)
+    gradients = [torch.autograd.grad(y, x, w)[0] for y, w in ((rows, weights), (batch, weights[None]))]
+    assert torch.equal(*gradients)
+
+
+PACKED, SHAPE = torch.zeros(7, 32), "rope_packed_: x has shape (7, 32);"
+BAD_PACKED: dict[str, Callable[[], Tensor]] = {
+    "rope_packed_: layout is 'rows'; allowed: blocks, heads": lambda: rope_packed_(
+        PACKED, C, C, P, heads=2, kv_heads=1, layout="rows"
+    ),
+    f"{SHAPE} with 4 heads and 2 key/value heads in layout 'heads' it must be [T, 8 * D]": lambda: rope_packed_(
+        PACKED, C, C, P, heads=4, kv_heads=2, layout="heads"
+    ),
+    f"{SHAPE} with 3 heads and 1 key/value heads in layout 'blocks' it must be [T, 5 * D]": lambda: rope_packed_(
+        PACKED, C, C, P, heads=3, kv_heads=1
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_PACKED)
+def test_bad_packed_input(message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        BAD_PACKED[message]()
     assert str(error.value) == message

@@ -7,7 +7,8 @@ from longspan.ops.lora import Norm, Projection, lora_linear, norm_lora_linear
 from longspan.ops.loss import segment_linear_cross_entropy
 from longspan.ops.norm import layer_norm, rms_norm
 from longspan.ops.pattern import AttentionPattern
-from longspan.ops.rope import rope, rope_, rope_table
+from longspan.ops.rope import rope, rope_, rope_packed_, rope_table
+from longspan.ops.segment_mlp import segment_mlp
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,7 +26,9 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_",
+    "rope_packed_",
     "rope_table",
     "segment_linear_cross_entropy",
+    "segment_mlp",
     "swiglu",
 ]

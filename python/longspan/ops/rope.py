@@ -60,8 +60,8 @@ def rope_(
 ) -> Tensor:
     """`rope` in place: overwrites x and returns it.
 
-    With `heads`, x is [B,T,heads*D], a projection's output as it is: giving it instead of a view of it spares autograd
-    the copy of a gradient that a view written in place costs. x must not be a leaf that requires grad.
+    With `heads`, x is [B,T,heads*D] or [T,heads*D], a projection's output as it is: giving it instead of a view of it
+    spares autograd the copy of a gradient that a view written in place costs. x must not be a leaf that requires grad.
     """
     _, positions = _checked("rope_", x, heads, cos, sin, positions)
     if x.shape[-1] > 1 and x.stride(-1) != 1:
@@ -70,17 +70,66 @@ def rope_(
     return out
 
 
+def rope_packed_(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    layout: str = "blocks",
+    interleaved: bool = False,
+) -> Tensor:
+    """`rope` in place on the queries and keys of one packed projection x [T, (heads + 2 kv_heads) D]; returns x.
+
+    layout: "blocks" holds all queries, then all keys, then all values (Phi-3); "heads" holds query, key and value of
+    head 0, then of head 1, ... (GPT-NeoX), for which kv_heads must be heads. positions: [T]. Values stay as they are.
+    Otherwise as `rope_`. Raises ValueError for an unknown layout and for what does not fit.
+    """
+    if layout not in ("blocks", "heads"):
+        raise ValueError(f"rope_packed_: layout is {layout!r}; allowed: blocks, heads")
+    total = heads + 2 * kv_heads
+    fits = heads >= 1 and kv_heads >= 1 and (layout == "blocks" or heads == kv_heads)
+    if x.dim() != 2 or not fits or x.shape[1] % total:
+        raise ValueError(
+            f"rope_packed_: x has shape {tuple(x.shape)}; with {heads} heads and {kv_heads} key/value heads in layout "
+            f"{layout!r} it must be [T, {total} * D]"
+        )
+    _, positions = _checked("rope_packed_", x, total, cos, sin, positions)
+    if x.stride(1) != 1:
+        raise ValueError("rope_packed_: the last dimension of x must be contiguous; call x.contiguous()")
+    out: Tensor = _PackedInPlace.apply(x, cos, sin, positions, (heads, kv_heads, layout), interleaved)
+    return out
+
+
+def _packed_parts(x: Tensor, packing: tuple[int, int, str]) -> tuple[Tensor, ...]:
+    """Queries and keys of a packed projection [T, ...] as [1,H,T,D] each, or both as one."""
+    heads, kv_heads, layout = packing
+    if layout == "blocks":
+        rows: Tensor = x.unflatten(1, (heads + 2 * kv_heads, -1)).transpose(0, 1)[None]
+        return (rows[:, : heads + kv_heads],)
+    each = x.unflatten(1, (heads, 3, -1)).permute(2, 1, 0, 3)
+    return each[0][None], each[1][None]
+
+
 def _heads_first(x: Tensor, heads: int | None) -> Tensor:
-    """[B,H,T,D] of either layout, without a copy."""
-    return x if heads is None else x.unflatten(2, (heads, -1)).transpose(1, 2)
+    """[B,H,T,D] of any layout, without a copy."""
+    if heads is None:
+        return x
+    rows = x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return rows if x.dim() == 3 else rows[None]
 
 
 def _checked(
     name: str, x: Tensor, heads: int | None, cos: Tensor, sin: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x as [B,H,T,D] and positions as [1 or B, T] int64."""
-    if heads is not None and (x.dim() != 3 or heads < 1 or x.shape[2] % heads):
-        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; with heads={heads} it must be [B, T, {heads} * D]")
+    if heads is not None and (x.dim() not in (2, 3) or heads < 1 or x.shape[-1] % heads):
+        raise ValueError(
+            f"{name}: x has shape {tuple(x.shape)}; with heads={heads} it must be [B, T, {heads} * D] or "
+            f"[T, {heads} * D]"
+        )
     if heads is None and x.dim() != 4:
         raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be [B,H,T,D]")
     check_dtype(name, "x", x, half=True)
@@ -180,4 +229,34 @@ class _InPlace(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows = _heads_first(last_contiguous(dy), ctx.heads)
         dx = op("rope")(rows, *ctx.saved_tensors, ctx.interleaved, True)
-        return dx if ctx.heads is None else dx.transpose(1, 2).flatten(2), *(None,) * 5
+        if ctx.heads is not None:
+            dx = dx.transpose(1, 2).flatten(2)
+        return dx if dx.dim() == dy.dim() else dx[0], *(None,) * 5
+
+
+class _PackedInPlace(Function):
+    """The in-place op on the rotated columns of a wider row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        packing: tuple[int, int, str],
+        interleaved: bool,
+    ) -> Tensor:
+        for part in _packed_parts(x, packing):
+            op("rope_")(part, cos, sin, positions, interleaved, False)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(cos, sin, positions)
+        ctx.packing, ctx.interleaved = packing, interleaved
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, tables = dy.clone(memory_format=torch.contiguous_format), ctx.saved_tensors
+        for part in _packed_parts(dx, ctx.packing):
+            op("rope_")(part, *tables, ctx.interleaved, True)
+        return dx, *(None,) * 5
