@@ -95,3 +95,14 @@ def gradients(model: Any) -> dict[str, Tensor]:
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
+
+
+def assert_all_as_good(
+    given: dict[str, Tensor], baseline: dict[str, Tensor], oracle: dict[str, Tensor], eps: float = 1e-5
+) -> None:
+    """As above for a whole step; eps is relative to its largest entry: gradients that nearly cancel are only noise."""
+    assert given.keys() == baseline.keys()
+    largest = max(oracle[name].abs().max() for name in given)
+    for name, value in given.items():
+        error, allowed = ((x.double() - oracle[name]).abs().max() for x in (value, baseline[name]))
+        assert error <= 2 * allowed + eps * largest, f"{name}: error {error:.2e}, baseline {allowed:.2e}"

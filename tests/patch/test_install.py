@@ -21,6 +21,9 @@ def test_report() -> None:
     assert report.replaced == {
         "model.layers.0.self_attn": what,
         "model.layers.1.self_attn": what,
+        "model.layers.0": "decoder layer: norm, mlp, rope, lora",
+        "model.layers.1": "decoder layer: norm, mlp, rope, lora",
+        "model.norm": "norm",
         "forward": "loss: head and cross-entropy in segments of 2048 rows",
     }
     text = str(report)

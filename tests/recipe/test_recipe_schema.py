@@ -122,12 +122,6 @@ def test_replace_checks_like_any_recipe() -> None:
         Recipe().replace({"trainr.steps": 3})
 
 
-def test_unavailable_parts_are_admitted_and_only_those() -> None:
-    asked = Recipe().unavailable()
-    assert [line.split()[0] for line in asked] == ["lean.norm", "lean.mlp", "lean.rope", "lean.lora"]
-    assert Recipe.model_validate({"lean": dict.fromkeys(("norm", "mlp", "rope", "lora"), False)}).unavailable() == []
-
-
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid(path: Path) -> None:
     recipe = Recipe.from_yaml(path)

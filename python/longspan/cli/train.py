@@ -44,8 +44,6 @@ def train(
         loaded = loaded.replace(parse_changes(changes))
     console = Console()
     console.print(tables.facts("recipe", _summary(loaded)))
-    for part in loaded.unavailable():
-        console.print(f"note: {part}", style="yellow", highlight=False)
     from longspan.train.run import train as run
 
     result = run(loaded, resume=checkpoint or resume or None, evaluate=evaluate, overwrite=overwrite)

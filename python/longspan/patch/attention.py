@@ -158,15 +158,23 @@ def _options(recipe: Recipe) -> AttentionOptions:
     return AttentionOptions("", train, prefill, decode)
 
 
-def _refuse_dropout(path: str, module: nn.Module) -> None:
+def dropout_of(module: nn.Module) -> tuple[float, str]:
+    """An attention module's dropout probability, and the attribute that holds it."""
     for name in _DROPOUTS:
         value = getattr(module, name, 0.0)
         p = value.p if isinstance(value, nn.Dropout) else value
         if isinstance(p, float) and p > 0:
-            raise ValueError(
-                f"{path}: attention dropout {p} ({name}) is not served; set it to 0 in the model's config "
-                "before the model is built, or on the module"
-            )
+            return p, name
+    return 0.0, ""
+
+
+def _refuse_dropout(path: str, module: nn.Module) -> None:
+    p, name = dropout_of(module)
+    if p > 0:
+        raise ValueError(
+            f"{path}: attention dropout {p} ({name}) is not served; set it to 0 in the model's config "
+            "before the model is built, or on the module"
+        )
 
 
 def _describe(options: AttentionOptions) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from longspan.patch import attention, loss, probe
+from longspan.patch import attention, layers, loss, probe
 from longspan.patch.heads import SEGMENT
 from longspan.patch.report import PatchReport
 from longspan.recipe import Recipe
@@ -46,11 +46,14 @@ def patch(model: nn.Module, recipe: Recipe | Mapping[str, Any]) -> PatchReport:
     with_loss = recipe.lean.loss and not recipe.lean.keep_logits
     if with_loss:
         loss.refuse(base)
-    report = PatchReport(type(base).__name__, skipped=_unavailable(recipe))
+    report = PatchReport(type(base).__name__)
     expected = probe.trial(base).logits
     done = _Done(attention.install(model, base, recipe, expected))
     try:
         report.replaced |= done.attention.paths
+        lean = layers.install(base, recipe)
+        report.replaced |= lean.paths
+        report.skipped |= lean.skipped
         if with_loss:
             loss.install(base)
             done.loss = True
@@ -59,6 +62,7 @@ def patch(model: nn.Module, recipe: Recipe | Mapping[str, Any]) -> PatchReport:
             setting = "lean.keep_logits is true" if recipe.lean.loss else "lean.loss is false"
             report.skipped["lean.loss"] = f"{setting} in the recipe: transformers computes the loss"
     except BaseException:
+        layers.remove(base)
         attention.remove(model, done.attention)
         raise
     setattr(base, PATCHED, done)
@@ -75,6 +79,7 @@ def unpatch(model: nn.Module) -> None:
     delattr(base, PATCHED)
     if done.loss:
         loss.remove(base)
+    layers.remove(base)
     attention.remove(model, done.attention)
 
 
@@ -92,11 +97,3 @@ def causal_model(model: nn.Module) -> Any:
             f"{type(base).__name__} has no language-model head; give a causal language model (AutoModelForCausalLM)"
         )
     return base
-
-
-def _unavailable(recipe: Recipe) -> dict[str, str]:
-    found = {}
-    for text in recipe.unavailable():
-        name, _, reason = text.partition(" is ")
-        found[name] = reason or text
-    return found

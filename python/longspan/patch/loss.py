@@ -70,6 +70,8 @@ def _fused(model: Any, state: LossState, labels: Tensor | None, shifted: Tensor 
     device = labels.device if labels is not None else shifted.device  # type: ignore[union-attr]
     # The official way to ask for no logits: the head runs on no rows.
     kwargs.update(labels=None, return_dict=True, logits_to_keep=torch.zeros(0, dtype=torch.int64, device=device))
+    if kwargs.get("use_cache") is None and "use_cache" in state.parameters:
+        kwargs["use_cache"] = False  # the config's default would keep every key and value a second time
     output, hidden = _run_captured(model, kwargs)
     if getattr(output, "aux_loss", None) is not None:
         raise ValueError(

@@ -16,7 +16,6 @@ from longspan.positions import NoRescaling, PositionMethod
 from longspan.recipe import yaml_io
 from longspan.recipe.errors import RecipeError, explain
 from longspan.recipe.sections import (
-    LEAN_AVAILABLE,
     AttentionSection,
     FeedForwardSection,
     LeanSection,
@@ -106,11 +105,3 @@ class Recipe(Config):
                 place = place[parent]
             place[last] = value
         return type(self).model_validate(data)
-
-    def unavailable(self) -> list[str]:
-        """What the recipe asks for, by default or by name, that this version leaves to Hugging Face's modules."""
-        return [
-            f"lean.{name} is not available yet: the model's own module runs"
-            for name, wanted in self.lean.model_dump().items()
-            if wanted and name not in LEAN_AVAILABLE
-        ]

@@ -11,11 +11,8 @@ from longspan.ffn import DenseFeedForward, FeedForwardMethod
 from longspan.registry import Bool, Config, Float, Int, choose, one_of
 from longspan.updates import AdamW, UpdateEngine, UpdateTransform
 
-# Parts of `lean` that this version has; the others are accepted and listed by Recipe.unavailable().
-LEAN_AVAILABLE = frozenset({"loss", "keep_logits"})
-
-RECOMPUTE = ("none", "layer")
-RECOMPUTE_LATER = ("mlp", "mlp+qkv", "auto")
+RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
+RECOMPUTE_LATER = ("auto",)
 SCHEDULES = ("constant", "linear", "cosine")
 
 

@@ -1,0 +1,382 @@
+"""The decoder layer: norm, q, k, v, rotation -> attention -> o + residual; norm, feed-forward + residual.
+
+One forward for all families; see families.py for what differs. Rows are [B*T, C] throughout, so that what a
+projection gives can be rotated in place. A part that is switched off, or whose module cannot be replaced, is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longspan import ops
+from longspan.patch.attention import dropout_of
+from longspan.patch.backend import attention_forward
+from longspan.patch.layers import parts
+from longspan.patch.layers.families import LayerFamily
+from longspan.patch.layers.recompute import dropped
+from longspan.patch.layers.rotation import Rotation, Rotations
+
+STATE = "_longspan_layer"
+SEGMENT = 2048
+
+
+@dataclass
+class LayerState:
+    """What the forward of one layer is told: its family, the switches of ``lean``, the recipe's recompute."""
+
+    family: LayerFamily
+    names: tuple[str, ...]  # of the forward's arguments
+    norm: bool = True
+    mlp: bool = True
+    rope: bool = True
+    lora: bool = True
+    activation: str | None = None
+    recompute: str = "none"
+    rotations: Rotations = field(default_factory=Rotations)
+
+
+def state_of(layer: nn.Module, family: LayerFamily, **switches: Any) -> LayerState:
+    """The state of a layer whose class' forward takes what its signature says."""
+    names = tuple(inspect.signature(_stock(layer)).parameters)[1:]
+    activation = parts.activation_of(parts.attribute(layer, family.activation))
+    return LayerState(family, tuple(name for name in names if name != "kwargs"), activation=activation, **switches)
+
+
+def _stock(layer: nn.Module) -> Any:
+    """The class' forward without transformers' checkpointing around it."""
+    forward: Any = type(layer).forward
+    return getattr(forward, "__wrapped__", forward)
+
+
+def lean_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a patched decoder layer: hidden [B,T,C] -> [B,T,C]."""
+    if self.gradient_checkpointing and self.training:
+        kwargs |= {name: None for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
+        kept: Tensor = self._gradient_checkpointing_func(partial(_run, self, True, **kwargs), *args)
+        return kept
+    return _run(self, False, *args, **kwargs)
+
+
+def _run(layer: Any, checkpointed: bool, *args: Any, **kwargs: Any) -> Tensor:
+    state: LayerState = getattr(layer, STATE)
+    given = dict(zip(state.names, args, strict=False)) | kwargs
+    if given.get("encoder_hidden_states") is not None:
+        out: Tensor = _stock(layer)(layer, *args, **kwargs)
+        return out
+    recompute = "none" if checkpointed or not (layer.training and torch.is_grad_enabled()) else state.recompute
+    if recompute == "layer":
+        again: Tensor = checkpoint(_Layer(layer, state, "none").run, *_split(state, given), use_reentrant=False)
+        return again
+    return _Layer(layer, state, recompute).run(*_split(state, given))
+
+
+def _split(state: LayerState, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    return given.pop(state.names[0]), given
+
+
+@dataclass
+class _Layer:
+    """One call of one layer."""
+
+    layer: Any
+    state: LayerState
+    recompute: str
+    batch: int = 1
+
+    def run(self, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+        """hidden [B,T,C] through both branches."""
+        family = self.state.family
+        self.batch, length, columns = hidden.shape
+        if self.recompute != "none" and torch.compiler.is_compiling():
+            raise RuntimeError(f"memory.recompute {self.recompute!r} needs eager mode; use none under torch.compile")
+        given = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
+        rows = hidden.reshape(self.batch * length, columns)
+        middle = self._attention(rows, given)
+        parallel = family.parallel is not None and bool(parts.attribute(self.layer, family.parallel))
+        out = self._feed_forward(rows if parallel else middle, middle)
+        return out.reshape(self.batch, length, columns)
+
+    # ---- the attention branch ------------------------------------------------------------------------------------
+
+    def _attention(self, rows: Tensor, given: dict[str, Any]) -> Tensor:
+        family, attention = self.state.family, parts.attribute(self.layer, self.state.family.attention)
+        tables, mask = given.pop("position_embeddings", None), given.pop("attention_mask", None)
+        if parts.hooked(attention):
+            return self._stock_attention(attention, rows, mask, tables, given)
+        rotation = None
+        if family.rotary and self.state.rope:
+            cos, sin = tables
+            rotation = self.state.rotations.of(cos, sin, self.batch, rows.dtype)
+        seeds = self._seeds(rows, family.qkv)
+
+        def project() -> tuple[Tensor, ...]:
+            return self._project(rows, rotation, seeds)
+
+        if "qkv" in self.recompute:
+            again = _repeatable(project)
+            made = again()
+            with dropped(again, made, rows):
+                out = self._attend(attention, made, mask, tables, given)
+        else:
+            made = project()
+            out = self._attend(attention, made, mask, tables, given)
+        del made  # before the output's projection needs memory
+        return self._add(family.out, out, rows, family.post1, family.drop1)
+
+    def _stock_attention(
+        self, attention: nn.Module, rows: Tensor, mask: Any, tables: Any, given: dict[str, Any]
+    ) -> Tensor:
+        """The attention module itself, for the hooks that it has."""
+        family = self.state.family
+        named = {} if tables is None else {"position_embeddings": tables}
+        z = self._norm(family.norm1, rows).unflatten(0, (self.batch, -1))
+        y = attention(z, attention_mask=mask, **named, **given)[0].flatten(0, 1)
+        y = y if family.post1 is None else self._norm(family.post1, y)
+        inside = family.drop1 is not None and family.drop1.startswith(f"{family.attention}.")
+        return rows + (y if inside else self._dropout(family.drop1, y))
+
+    def _project(self, rows: Tensor, rotation: Rotation | None, seeds: Tensor | None) -> tuple[Tensor, ...]:
+        """q, k, v as their projections give them, in rows, normed and rotated; or one packed."""
+        family = self.state.family
+        made = self._linears(family.norm1, family.qkv, rows, seeds)
+        heads, kv_heads = self._heads()
+        if rotation is None:
+            return self._normed_heads(made)
+        if any(self._linear_of(path) is None for path in family.qkv):
+            made = tuple(x.clone() for x in made)  # a module was called: what it returned is not ours to write to
+        tables = (rotation.cos, rotation.sin, rotation.positions)
+        if family.packed:
+            return (ops.rope_packed_(made[0], *tables, heads=heads, kv_heads=kv_heads, layout=family.packed),)
+        if family.qk_norm:
+            q, k, v = self._normed_heads(made)
+            q, k = (
+                ops.rope(x.unflatten(1, (n, -1)).transpose(0, 1)[None], *tables)[0].transpose(0, 1).flatten(1)
+                for x, n in ((q, heads), (k, kv_heads))
+            )
+            return q, k, v
+        q, k, v = made
+        return ops.rope_(q, *tables, heads=heads), ops.rope_(k, *tables, heads=kv_heads), v
+
+    def _normed_heads(self, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Norms over each head of queries and keys (Qwen3)."""
+        if self.state.family.qk_norm is None:
+            return made
+        q, k, v = made
+        heads = self._heads()
+        found = []
+        for x, n, path in zip((q, k), heads, self.state.family.qk_norm, strict=True):
+            found.append(self._norm(path, x.unflatten(1, (n, -1))).flatten(1))
+        return *found, v
+
+    def _heads(self) -> tuple[int, int]:
+        config = parts.attribute(self.layer, self.state.family.attention).config
+        heads = int(config.num_attention_heads)
+        return heads, int(getattr(config, "num_key_value_heads", None) or heads)
+
+    def _attend(
+        self,
+        attention: Any,
+        made: tuple[Tensor, ...],
+        mask: Any,
+        tables: Any,
+        given: dict[str, Any],
+    ) -> Tensor:
+        """Attention over what the projections gave: rows [B*T, H*D]."""
+        family = self.state.family
+        q, k, v = (x.unflatten(0, (self.batch, -1)).transpose(1, 2) for x in self._by_head(made))
+        if family.rotary and not self.state.rope:
+            q, k = sys.modules[type(attention).__module__].apply_rotary_pos_emb(q, k, *tables)
+        cache = given.pop(family.cache, None)
+        if cache is not None:
+            cache = getattr(cache, "self_attention_cache", cache)
+            k, v = cache.update(k, v, attention.layer_idx)
+        softcap = parts.attribute(self.layer, family.softcap) if family.softcap else None
+        options = {"scaling": attention.scaling, "softcap": softcap, "dropout": dropout_of(attention)[0]}
+        out, _ = attention_forward(attention, q, k, v, mask, **options, **given)
+        return out.reshape(q.shape[0] * q.shape[2], -1)
+
+    def _by_head(self, made: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        """q, k, v as [B*T,H,D]."""
+        heads, kv_heads = self._heads()
+        if not self.state.family.packed:
+            return tuple(x.unflatten(1, (n, -1)) for x, n in zip(made, (heads, kv_heads, kv_heads), strict=True))
+        if self.state.family.packed == "heads":
+            return made[0].unflatten(1, (heads, 3, -1)).unbind(2)
+        return made[0].unflatten(1, (heads + 2 * kv_heads, -1)).split([heads, kv_heads, kv_heads], 1)
+
+    # ---- the feed-forward branch ---------------------------------------------------------------------------------
+
+    def _feed_forward(self, rows: Tensor, residual: Tensor) -> Tensor:
+        family, layer = self.state.family, self.layer
+        mlp = parts.attribute(layer, family.mlp) if family.mlp else None
+        if not self.state.mlp or self.state.activation is None or (mlp is not None and parts.hooked(mlp)):
+            return self._stock_feed_forward(rows, residual, mlp)
+        if "mlp" in self.recompute:
+            return self._segmented(rows, residual)
+        hidden = self._activate(self._linears(family.norm2, family.up, rows, self._seeds(rows, family.up)))
+        return self._add(family.down, hidden, residual, family.post2, family.drop2)
+
+    def _activate(self, wide: tuple[Tensor, ...]) -> Tensor:
+        name = self.state.activation
+        assert name is not None
+        return ops.glu(*wide, activation=name) if self.state.family.gated else ops.activation(wide[0], name)
+
+    def _stock_feed_forward(self, rows: Tensor, residual: Tensor, mlp: nn.Module | None) -> Tensor:
+        family, layer = self.state.family, self.layer
+        z = self._norm(family.norm2, rows).unflatten(0, (self.batch, -1))
+        if mlp is not None:
+            y = mlp(z).flatten(0, 1)
+            y = y if family.post2 is None else self._norm(family.post2, y)
+            # A dropout that lies inside the module has been applied.
+            inside = family.drop2 is not None and family.drop2.startswith(f"{family.mlp}.")
+            return residual + (y if inside else self._dropout(family.drop2, y))
+        up, down = parts.attribute(layer, family.up[0]), parts.attribute(layer, family.down)
+        y = down(parts.attribute(layer, family.activation)(up(z))).flatten(0, 1)
+        return residual + self._dropout(family.drop2, y)
+
+    def _segmented(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """The branch in segments of rows that are made again in the backward."""
+        family = self.state.family
+        found = [self._linear_of(path) for path in (*family.up, family.down)]
+        norm = parts.norm_of(parts.attribute(self.layer, family.norm2)) if self.state.norm else None
+        probabilities = {entry[1] for entry in found if entry is not None}
+        plain = family.post2 is None and not self._drops(family.drop2)
+        if None in found or norm is None or len(probabilities) > 1 or not plain or _autocast(rows) is not None:
+            eager = replace(self, recompute="none")
+            again: Tensor = checkpoint(eager._feed_forward, rows, residual, use_reentrant=False)
+            return again
+        projections = [entry[0] for entry in found if entry is not None]
+        assert self.state.activation is not None
+        return ops.segment_mlp(
+            rows,
+            projections[:-1],
+            projections[-1],
+            norm,
+            activation=self.state.activation,
+            packed=family.gated and len(family.up) == 1,
+            residual=residual,
+            segment=SEGMENT,
+            dropout_p=probabilities.pop(),
+        )
+
+    # ---- parts -----------------------------------------------------------------------------------------------------
+
+    def _seeds(self, rows: Tensor, paths: Sequence[str]) -> Tensor | None:
+        """Seeds of a group's adapters, drawn once so that a recomputation has the same masks."""
+        found = [self._linear_of(path) for path in paths]
+        if not any(entry is not None and entry[1] > 0 for entry in found):
+            return None
+        return torch.randint(torch.iinfo(torch.int64).max, (len(paths),), device=rows.device)
+
+    def _linears(self, norm: str, paths: Sequence[str], rows: Tensor, seeds: Tensor | None) -> tuple[Tensor, ...]:
+        """norm(rows) through each of the linear layers."""
+        entries = [entry for entry in map(self._linear_of, paths) if entry is not None]
+        if len(entries) < len(paths) or len({p for _, p in entries}) > 1:
+            z = self._norm(norm, rows)
+            return tuple(self._linear(path, z, None) for path in paths)
+        group, p = [projection for projection, _ in entries], entries[0][1]
+        spec = parts.norm_of(parts.attribute(self.layer, norm)) if self.state.norm else None
+        dtype = _autocast(rows)
+        if spec is None or dtype is not None:
+            rows, spec = self._norm(norm, rows), None
+        if dtype is not None:
+            rows, group = rows.to(dtype), [_cast(projection, dtype) for projection in group]
+        return ops.norm_lora_linear(rows, group, spec, dropout_p=p, seed=seeds)
+
+    def _add(self, path: str, x: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
+        """residual + the linear layer of x, through the branch's norm and dropout where it has them."""
+        if post is None and not self._drops(drop):
+            return self._linear(path, x, residual)
+        y = self._linear(path, x, None)
+        if post is not None:
+            y = self._norm(post, y)
+        return residual + self._dropout(drop, y)
+
+    def _linear_of(self, path: str, residual: Tensor | None = None) -> tuple[ops.Projection, float] | None:
+        return parts.linear_of(parts.attribute(self.layer, path), residual) if self.state.lora else None
+
+    def _linear(self, path: str, x: Tensor, residual: Tensor | None) -> Tensor:
+        dtype = _autocast(x)
+        fused = residual if dtype is None else None
+        found = self._linear_of(path, fused)
+        if found is None:
+            y = parts.attribute(self.layer, path)(x.unflatten(0, (self.batch, -1))).flatten(0, 1)
+        else:
+            projection, p = found
+            if dtype is not None:
+                x, projection = x.to(dtype), _cast(projection, dtype)
+            y = ops.norm_lora_linear(x, [projection], dropout_p=p)[0]
+            if fused is not None:
+                return y
+        return y if residual is None else residual + y
+
+    def _norm(self, path: str, x: Tensor) -> Tensor:
+        module = parts.attribute(self.layer, path)
+        spec = parts.norm_of(module) if self.state.norm else None
+        y: Tensor = module(x) if spec is None else _apply_norm(spec, x)
+        return y
+
+    def _drops(self, path: str | None) -> bool:
+        return self._probability(path) > 0
+
+    def _probability(self, path: str | None) -> float:
+        if path is None or not self.layer.training:
+            return 0.0
+        found = parts.attribute(self.layer, path)
+        return float(found.p if isinstance(found, nn.Dropout) else found or 0.0)
+
+    def _dropout(self, path: str | None, x: Tensor) -> Tensor:
+        p = self._probability(path)
+        return nn.functional.dropout(x, p) if p > 0 else x
+
+
+def _repeatable(project: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+    """The call with the random numbers of its first time: a module that is called may have dropout of its own."""
+    state = torch.get_rng_state()
+    calls = iter([project])
+
+    def run() -> tuple[Tensor, ...]:
+        first = next(calls, None)
+        if first is not None:
+            return first()
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            return project()
+
+    return run
+
+
+def _apply_norm(spec: ops.Norm, x: Tensor) -> Tensor:
+    if spec.kind == "layer":
+        out = ops.layer_norm(x, spec.weight, spec.bias, eps=spec.eps)
+    else:
+        out = ops.rms_norm(x, spec.weight, eps=spec.eps, weight_offset=spec.weight_offset)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def lean_norm(self: Any, x: Tensor) -> Tensor:
+    """The forward of a norm that stands between layers: the last one of a model."""
+    spec = parts.norm_parameters(self)
+    assert spec is not None
+    return _apply_norm(spec, x)
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """The dtype that linear layers compute in under autocast; None outside of it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _cast(projection: ops.Projection, dtype: torch.dtype) -> ops.Projection:
+    bias = None if projection.bias is None else projection.bias.to(dtype)
+    return replace(projection, weight=projection.weight.to(dtype), bias=bias)

@@ -1,0 +1,124 @@
+"""Give the decoder layers of one model the lean forward, and take it away again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from longspan.patch import probe
+from longspan.patch.layers import parts
+from longspan.patch.layers.families import FAMILIES, LayerFamily
+from longspan.patch.layers.forward import STATE, lean_forward, lean_norm, state_of
+from longspan.patch.layers.rotation import Rotations
+from longspan.recipe import Recipe
+
+SWITCHES = ("norm", "mlp", "rope", "lora")
+
+
+@dataclass
+class LayersPatch:
+    """What runs in longspan by module path, and by recipe key what does not and why."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def install(model: Any, recipe: Recipe) -> LayersPatch:
+    """Patch every decoder layer that has a family and that nobody else has changed.
+
+    Raises ``ValueError``, with the layers as they were, when the patched layers score differently.
+    """
+    done = LayersPatch()
+    wanted = {name: getattr(recipe.lean, name) for name in SWITCHES}
+    for name, on in wanted.items():
+        if not on:
+            done.skipped[f"lean.{name}"] = f"lean.{name} is false in the recipe: transformers' own part runs"
+    recompute = recipe.memory.recompute
+    if not any(wanted.values()):
+        return done
+    rotations, expected = Rotations(), probe.trial(model).logits
+    for path, layer in _decoder_layers(model):
+        family = FAMILIES.get(type(layer).__name__)
+        reason = _why_not(layer, family)
+        if reason is not None or family is None:
+            done.skipped[path] = reason or ""
+            continue
+        setattr(layer, STATE, state_of(layer, family, **wanted, recompute=recompute, rotations=rotations))
+        layer.forward = MethodType(lean_forward, layer)
+        done.paths[path] = _describe(layer, wanted, recompute)
+        done.skipped |= _left_out(path, layer, family, wanted)
+    if wanted["norm"]:
+        for path, module in _norms_between(model):
+            module.forward = MethodType(lean_norm, module)
+            done.paths[path] = "norm"
+    if done.paths:
+        fits, error = probe.agree(probe.trial(model).logits, expected)
+        if not fits:
+            remove(model)
+            raise ValueError(
+                f"{type(model).__name__} scores differently with longspan's decoder layers (relative difference "
+                f"{error:.1e} on {probe.TOKENS} tokens); set lean.norm, lean.mlp, lean.rope and lean.lora to false in "
+                "the recipe to keep transformers' layers"
+            )
+    return done
+
+
+def remove(model: nn.Module) -> None:
+    """Undo :func:`install`, also on a copy of the model."""
+    for module in model.modules():
+        if STATE in module.__dict__:
+            delattr(module, STATE)
+        if getattr(module.__dict__.get("forward"), "__func__", None) in (lean_forward, lean_norm):
+            del module.forward
+
+
+def _decoder_layers(model: Any) -> list[tuple[str, nn.Module]]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _norms_between(model: Any) -> list[tuple[str, nn.Module]]:
+    """Known norms outside of decoder layers: the last one of a model."""
+    inside = {id(module) for _, layer in _decoder_layers(model) for module in layer.modules()}
+    known = {path: module for path, module in model.named_modules() if parts.norm_parameters(module) is not None}
+    return [(path, m) for path, m in known.items() if id(m) not in inside and not parts.hooked(m)]
+
+
+def _why_not(layer: nn.Module, family: LayerFamily | None) -> str | None:
+    name = type(layer).__name__
+    if family is None:
+        return f"{name} is not described in longspan.patch.layers.families; its own forward runs"
+    if "forward" in layer.__dict__ or hasattr(layer, "_hf_hook"):
+        return f"the forward of this {name} was replaced by another library"
+    for attribute, value in family.refuse:
+        found = getattr(layer, attribute, None)
+        if found != value:
+            return f"{name} with {attribute}={found!r} is not served"
+    return None
+
+
+def _describe(layer: nn.Module, wanted: dict[str, bool], recompute: str) -> str:
+    on = ", ".join(name for name, value in wanted.items() if value)
+    return f"decoder layer: {on}" + ("" if recompute == "none" else f"; recomputes {recompute}")
+
+
+def _left_out(path: str, layer: nn.Module, family: LayerFamily, wanted: dict[str, bool]) -> dict[str, str]:
+    """Modules of a patched layer that are called as they are."""
+    found = {}
+    for name in (*family.qkv, family.out, *family.up, family.down):
+        module = parts.attribute(layer, name)
+        if wanted["lora"] and parts.linear_of(module) is None:
+            why = "it has hooks" if parts.hooked(module) else parts.why_not_lora(module)
+            found[f"{path}.{name}"] = f"called as it is: {why}"
+    norms = [name for name in (family.norm1, family.norm2, family.post1, family.post2) if name is not None]
+    for name in norms if wanted["norm"] else ():
+        if parts.norm_of(parts.attribute(layer, name)) is None:
+            found[f"{path}.{name}"] = f"called as it is: {type(parts.attribute(layer, name)).__name__} is not known"
+    if wanted["mlp"] and parts.activation_of(parts.attribute(layer, family.activation)) is None:
+        kind = type(parts.attribute(layer, family.activation)).__name__
+        found[f"{path}.{family.activation}"] = f"called as it is: {kind} is not known"
+    return found
