@@ -93,7 +93,6 @@ def test_train_passes_the_recipe_on_and_prints_what_came_of_it(calls: list[Any],
         "checkpoint-3",
     ):
         assert part in text
-    assert "lean.mlp is not available yet: the model's own module runs" in text, "nothing asked for is left unsaid"
 
 
 @pytest.mark.parametrize(

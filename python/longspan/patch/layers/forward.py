@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from longspan.patch.attention import dropout_of
 from longspan.patch.backend import attention_forward
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import LayerFamily
-from longspan.patch.layers.recompute import dropped
+from longspan.patch.layers.recompute import Dropped, Keep, keep_nothing
 from longspan.patch.layers.rotation import Rotation, Rotations
 
 STATE = "_longspan_layer"
@@ -116,18 +116,14 @@ class _Layer:
         if family.rotary and self.state.rope:
             cos, sin = tables
             rotation = self.state.rotations.of(cos, sin, self.batch, rows.dtype)
-        seeds = self._seeds(rows, family.qkv)
-
-        def project() -> tuple[Tensor, ...]:
-            return self._project(rows, rotation, seeds)
-
+        project = partial(self._project, rows, rotation)
         if "qkv" in self.recompute:
-            again = _repeatable(project)
-            made = again()
-            with dropped(again, made, rows):
+            recipe = Dropped(project, rows)
+            with recipe:
+                made = project(recipe.add)
                 out = self._attend(attention, made, mask, tables, given)
         else:
-            made = project()
+            made = project(keep_nothing)
             out = self._attend(attention, made, mask, tables, given)
         del made  # before the output's projection needs memory
         return self._add(family.out, out, rows, family.post1, family.drop1)
@@ -144,20 +140,25 @@ class _Layer:
         inside = family.drop1 is not None and family.drop1.startswith(f"{family.attention}.")
         return rows + (y if inside else self._dropout(family.drop1, y))
 
-    def _project(self, rows: Tensor, rotation: Rotation | None, seeds: Tensor | None) -> tuple[Tensor, ...]:
-        """q, k, v as their projections give them, in rows, normed and rotated; or one packed."""
-        family = self.state.family
-        made = self._linears(family.norm1, family.qkv, rows, seeds)
-        heads, kv_heads = self._heads()
+    def _project(self, rows: Tensor, rotation: Rotation | None, keep: Keep) -> tuple[Tensor, ...]:
+        """q, k, v in rows as their projections give them, normed and rotated; or one packed. `keep` sees all stages."""
+        made = self._linears(self.state.family.norm1, self.state.family.qkv, rows)
+        keep(made)
+        made = self._rotated(self._normed_heads(made), rotation)
+        keep(made)
+        return made
+
+    def _rotated(self, made: tuple[Tensor, ...], rotation: Rotation | None) -> tuple[Tensor, ...]:
+        family, (heads, kv_heads) = self.state.family, self._heads()
         if rotation is None:
-            return self._normed_heads(made)
+            return made
         if any(self._linear_of(path) is None for path in family.qkv):
             made = tuple(x.clone() for x in made)  # a module was called: what it returned is not ours to write to
         tables = (rotation.cos, rotation.sin, rotation.positions)
         if family.packed:
             return (ops.rope_packed_(made[0], *tables, heads=heads, kv_heads=kv_heads, layout=family.packed),)
         if family.qk_norm:
-            q, k, v = self._normed_heads(made)
+            q, k, v = made
             q, k = (
                 ops.rope(x.unflatten(1, (n, -1)).transpose(0, 1)[None], *tables)[0].transpose(0, 1).flatten(1)
                 for x, n in ((q, heads), (k, kv_heads))
@@ -222,7 +223,7 @@ class _Layer:
             return self._stock_feed_forward(rows, residual, mlp)
         if "mlp" in self.recompute:
             return self._segmented(rows, residual)
-        hidden = self._activate(self._linears(family.norm2, family.up, rows, self._seeds(rows, family.up)))
+        hidden = self._activate(self._linears(family.norm2, family.up, rows))
         return self._add(family.down, hidden, residual, family.post2, family.drop2)
 
     def _activate(self, wide: tuple[Tensor, ...]) -> Tensor:
@@ -270,14 +271,7 @@ class _Layer:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _seeds(self, rows: Tensor, paths: Sequence[str]) -> Tensor | None:
-        """Seeds of a group's adapters, drawn once so that a recomputation has the same masks."""
-        found = [self._linear_of(path) for path in paths]
-        if not any(entry is not None and entry[1] > 0 for entry in found):
-            return None
-        return torch.randint(torch.iinfo(torch.int64).max, (len(paths),), device=rows.device)
-
-    def _linears(self, norm: str, paths: Sequence[str], rows: Tensor, seeds: Tensor | None) -> tuple[Tensor, ...]:
+    def _linears(self, norm: str, paths: Sequence[str], rows: Tensor) -> tuple[Tensor, ...]:
         """norm(rows) through each of the linear layers."""
         entries = [entry for entry in map(self._linear_of, paths) if entry is not None]
         if len(entries) < len(paths) or len({p for _, p in entries}) > 1:
@@ -290,7 +284,7 @@ class _Layer:
             rows, spec = self._norm(norm, rows), None
         if dtype is not None:
             rows, group = rows.to(dtype), [_cast(projection, dtype) for projection in group]
-        return ops.norm_lora_linear(rows, group, spec, dropout_p=p, seed=seeds)
+        return ops.norm_lora_linear(rows, group, spec, dropout_p=p)
 
     def _add(self, path: str, x: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
         """residual + the linear layer of x, through the branch's norm and dropout where it has them."""
@@ -337,22 +331,6 @@ class _Layer:
     def _dropout(self, path: str | None, x: Tensor) -> Tensor:
         p = self._probability(path)
         return nn.functional.dropout(x, p) if p > 0 else x
-
-
-def _repeatable(project: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-    """The call with the random numbers of its first time: a module that is called may have dropout of its own."""
-    state = torch.get_rng_state()
-    calls = iter([project])
-
-    def run() -> tuple[Tensor, ...]:
-        first = next(calls, None)
-        if first is not None:
-            return first()
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            return project()
-
-    return run
 
 
 def _apply_norm(spec: ops.Norm, x: Tensor) -> Tensor:
