@@ -149,3 +149,11 @@ def test_what_the_kernels_do_not_take() -> None:
     long = np.zeros((1, 60000), np.float32)
     with pytest.raises(RuntimeError, match="norms on CUDA take rows of at most 232448 bytes, not 240000"):
         simt.run("norm_fwd", {"x": long, "C": 60000, "dtype": "float32"})
+
+
+def test_sums_over_a_thousand_chunks() -> None:
+    """dweight and dbias of many rows are as accurate as torch's: a thousand parts of a column are added in double."""
+    problem = Problem(T=8200, C=4, kind="layer", bias=True)
+    values, reports = run(problem, F32)
+    assert not reports
+    assert_correct(problem, F32, values, "many chunks")

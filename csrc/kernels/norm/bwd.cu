@@ -57,14 +57,15 @@ __global__ void __launch_bounds__(kRowThreads) norm_bwd_kernel(const NormGradien
   }
 }
 
-/// to[c] = sum over chunks of parts[chunk, c], one thread a column; neighbours read neighbours.
+/// to[c] = sum over chunks of parts[chunk, c], one thread a column; neighbours read neighbours. In double: a thousand parts
+/// of one sign in float would lose more than torch's pairwise sums do.
 template <class W>
 __global__ void __launch_bounds__(kRowThreads) norm_sum_parts_kernel(const float* parts, int64_t chunks, int C, W* to) {
   const int c = int(blockIdx.x) * kRowThreads + int(threadIdx.x);
   if (c >= C && !simt::mutant(76)) return;
-  float sum = 0;
-  for (int64_t chunk = simt::mutant(77) ? 1 : 0; chunk < chunks; ++chunk) sum += parts[chunk * C + c];
-  store(to + c, sum);
+  double sum = 0;
+  for (int64_t chunk = simt::mutant(77) ? 1 : 0; chunk < chunks; ++chunk) sum += double(parts[chunk * C + c]);
+  store(to + c, float(sum));
 }
 
 template <class S, class W>
