@@ -109,3 +109,12 @@ def test_compiles_as_one_graph() -> None:
     )
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
     given.backward()
+
+
+def test_the_demo_in_bfloat16_is_served() -> None:
+    """Thirty layers in half precision: differences of single parts stay small where those of the logits do not."""
+    from longspan.train.model import load_model
+
+    model, _ = load_model("demo", "bfloat16")
+    report = longspan.patch(model, recipe())
+    assert len(report.replaced) == 30 + 30 + 2

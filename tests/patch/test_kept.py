@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -62,3 +63,22 @@ def test_frozen_layers_keep_nothing_for_weights() -> None:
         loss = model(input_ids=ids, labels=ids).loss
     assert not loss.requires_grad
     assert live.end_bytes < 64 * C * 4
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp", "mlp+qkv", "layer"])
+def test_nothing_is_left_to_the_garbage_collector(recompute: str) -> None:
+    """After the backward all is free at once: a cycle of references would hold a layer's input for a while."""
+    model: Any = build("llama", max_position_embeddings=T).train()
+    longspan.patch(model, recipe(length=T, memory={"recompute": recompute}))
+    ids = tokens(1, T)
+    model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad()
+    gc.collect()
+    gc.disable()
+    try:
+        with measure() as live:
+            model(input_ids=ids, labels=ids).loss.backward()
+            model.zero_grad()
+    finally:
+        gc.enable()
+    assert live.end_bytes < T * C * 4 // 2

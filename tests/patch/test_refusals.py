@@ -215,7 +215,7 @@ def test_a_model_that_scores_differently_is_refused(monkeypatch: pytest.MonkeyPa
 
     honest = ops.attention
     monkeypatch.setattr(ops, "attention", lambda *a, **k: honest(*a, **k) * 1.01)
-    with pytest.raises(ValueError, match="scores differently with longspan's attention engine"):
+    with pytest.raises(ValueError, match="computes something else than longspan's attention engine"):
         longspan.patch(model := build("llama"), recipe())
     assert not _touched(model)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,15 +51,15 @@ def refuse(model: Any) -> None:
         )
 
 
-def install(root: nn.Module, model: Any, recipe: Recipe, expected: Tensor) -> AttentionPatch:
+def install(root: nn.Module, model: Any, recipe: Recipe) -> AttentionPatch:
     """Switch ``model`` to the engine with the recipe's patterns; ``root`` is the model or what wraps it
     (PEFT).
 
-    ``expected`` [1, tokens, V] are the logits of :func:`probe.trial` before. Raises ``ValueError`` when the
-    model does not take an attention backend, asks for something that the engine does not serve, or scores
-    differently.
+    Raises ``ValueError`` when the model does not take an attention backend, asks for something that the engine
+    does not serve, or has attention that computes something else.
     """
     backend.register()
+    expected = _record(model)
     done = AttentionPatch()
     try:
         _privatise_configs(root, model, done)
@@ -121,17 +123,51 @@ def _rebind(root: nn.Module, mapping: dict[int, Any]) -> None:
                 object.__setattr__(module, name, mapping[id(value)])
 
 
-def _observe(model: nn.Module, expected: Tensor) -> list[nn.Module]:
+def _record(model: nn.Module) -> dict[str, Tensor]:
+    """What every module gives in a trial."""
+    found: dict[str, Tensor] = {}
+
+    def see(path: str, module: nn.Module, given: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor):
+            found[path] = first
+
+    _with_hooks(model, see)
+    return found
+
+
+def _with_hooks(model: nn.Module, see: Callable[[str, nn.Module, Any, Any], Any]) -> None:
+    """A trial in which `see(path, module, inputs, output)` may replace any module's output."""
+    handles = [module.register_forward_hook(partial(see, path)) for path, module in model.named_modules() if path]
+    try:
+        probe.trial(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observe(model: nn.Module, expected: dict[str, Tensor]) -> list[nn.Module]:
     """The attention modules, in order, found by running the model with full attention and compared with
-    before.
+    before. Each is given what it was given before: in half precision the differences of many layers would add up.
     """
     observed = Observed()
+    errors: dict[str, float] = {}
+
+    def see(path: str, module: nn.Module, given: Any, output: Any) -> Any:
+        if module not in observed.modules or path not in expected:
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        fits, error = probe.agree(first, expected[path])
+        if not fits:
+            errors[path] = error
+        return (expected[path], *output[1:]) if isinstance(output, tuple) else expected[path]
+
     full = ops.AttentionPattern.full()
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.ModuleDict):
             setattr(module, OPTIONS, AttentionOptions(path, full, full, full, observed))
     try:
-        logits = probe.trial(model).logits
+        _with_hooks(model, see)
     finally:
         for module in model.modules():
             module.__dict__.pop(OPTIONS, None)
@@ -141,11 +177,10 @@ def _observe(model: nn.Module, expected: Tensor) -> list[nn.Module]:
     if observed.extra:
         extra = ", ".join(f"{key} ({kind})" for key, kind in observed.extra.items())
         raise ValueError(f"{name} gives its attention {extra}, which longspan's attention engine does not know")
-    fits, error = probe.agree(logits, expected)
-    if not fits:
+    for path, error in errors.items():
         raise ValueError(
-            f"{name} scores differently with longspan's attention engine (relative difference {error:.1e} on "
-            f"{probe.TOKENS} tokens), so it does something that the engine does not know; it is not served"
+            f"{path} of {name} computes something else than longspan's attention engine (relative difference "
+            f"{error:.1e} on {probe.TOKENS} tokens), which the engine does not know; it is not served"
         )
     return list(dict.fromkeys(observed.modules))
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from longspan.patch import attention, layers, loss, probe
+from longspan.patch import attention, layers, loss
 from longspan.patch.heads import SEGMENT
 from longspan.patch.report import PatchReport
 from longspan.recipe import Recipe
+from longspan.recipe.sections import AUTO, RECOMPUTE
 
 PATCHED = "_longspan_patch"
 
@@ -42,13 +43,17 @@ def patch(model: nn.Module, recipe: Recipe | Mapping[str, Any]) -> PatchReport:
         )
     if any(parameter.is_meta for parameter in base.parameters()):
         raise ValueError(f"this {type(base).__name__} has parameters on the meta device; load its weights first")
+    if recipe.memory.recompute == AUTO:
+        raise ValueError(
+            f"memory.recompute auto is settled before a run is patched (`longspan train` does it, and `longspan plan` "
+            f"shows it); give one of {', '.join(RECOMPUTE)}"
+        )
     attention.refuse(base)
     with_loss = recipe.lean.loss and not recipe.lean.keep_logits
     if with_loss:
         loss.refuse(base)
     report = PatchReport(type(base).__name__)
-    expected = probe.trial(base).logits
-    done = _Done(attention.install(model, base, recipe, expected))
+    done = _Done(attention.install(model, base, recipe))
     try:
         report.replaced |= done.attention.paths
         lean = layers.install(base, recipe)

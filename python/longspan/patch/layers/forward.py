@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from longspan.patch.attention import dropout_of
 from longspan.patch.backend import attention_forward
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import LayerFamily
-from longspan.patch.layers.recompute import Dropped, Keep, keep_nothing
+from longspan.patch.layers.recompute import Keep, dropped, keep_nothing
 from longspan.patch.layers.rotation import Rotation, Rotations
 
 STATE = "_longspan_layer"
@@ -42,6 +42,7 @@ class LayerState:
     activation: str | None = None
     recompute: str = "none"
     rotations: Rotations = field(default_factory=Rotations)
+    judge: Callable[[Tensor, Tensor, Tensor], None] | None = None  # while patching: (given, expected, hidden)
 
 
 def state_of(layer: nn.Module, family: LayerFamily, **switches: Any) -> LayerState:
@@ -72,6 +73,11 @@ def _run(layer: Any, checkpointed: bool, *args: Any, **kwargs: Any) -> Tensor:
     if given.get("encoder_hidden_states") is not None:
         out: Tensor = _stock(layer)(layer, *args, **kwargs)
         return out
+    if state.judge is not None:
+        stock: Tensor = _stock(layer)(layer, *args, **kwargs)
+        hidden, rest = _split(state, given)
+        state.judge(_Layer(layer, state, "none").run(hidden, rest), stock, hidden)
+        return stock
     recompute = "none" if checkpointed or not (layer.training and torch.is_grad_enabled()) else state.recompute
     if recompute == "layer":
         again: Tensor = checkpoint(_Layer(layer, state, "none").run, *_split(state, given), use_reentrant=False)
@@ -118,9 +124,8 @@ class _Layer:
             rotation = self.state.rotations.of(cos, sin, self.batch, rows.dtype)
         project = partial(self._project, rows, rotation)
         if "qkv" in self.recompute:
-            recipe = Dropped(project, rows)
-            with recipe:
-                made = project(recipe.add)
+            with dropped(project, rows) as keep:
+                made = project(keep)
                 out = self._attend(attention, made, mask, tables, given)
         else:
             made = project(keep_nothing)

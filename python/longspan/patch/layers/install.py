@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from longspan.patch import probe
 from longspan.patch.layers import parts
@@ -29,7 +31,7 @@ class LayersPatch:
 def install(model: Any, recipe: Recipe) -> LayersPatch:
     """Patch every decoder layer that has a family and that nobody else has changed.
 
-    Raises ``ValueError``, with the layers as they were, when the patched layers score differently.
+    Raises ``ValueError``, with the layers as they were, when one computes something else than its class' forward.
     """
     done = LayersPatch()
     wanted = {name: getattr(recipe.lean, name) for name in SWITCHES}
@@ -39,7 +41,7 @@ def install(model: Any, recipe: Recipe) -> LayersPatch:
     recompute = recipe.memory.recompute
     if not any(wanted.values()):
         return done
-    rotations, expected = Rotations(), probe.trial(model).logits
+    rotations = Rotations()
     for path, layer in _decoder_layers(model):
         family = FAMILIES.get(type(layer).__name__)
         reason = _why_not(layer, family)
@@ -54,16 +56,41 @@ def install(model: Any, recipe: Recipe) -> LayersPatch:
         for path, module in _norms_between(model):
             module.forward = MethodType(lean_norm, module)
             done.paths[path] = "norm"
-    if done.paths:
-        fits, error = probe.agree(probe.trial(model).logits, expected)
+    try:
+        _check(model)
+    except BaseException:
+        remove(model)
+        raise
+    return done
+
+
+def _check(model: Any) -> None:
+    """Compare every patched part with its class' forward, on what it is given in a trial: errors do not add up so."""
+    layers = [(path, module) for path, module in model.named_modules() if STATE in module.__dict__]
+    name = type(model).__name__
+
+    def judge(path: str, given: Tensor, expected: Tensor, hidden: Tensor | None = None) -> None:
+        fits, error = probe.agree(given, expected, hidden)
         if not fits:
-            remove(model)
             raise ValueError(
-                f"{type(model).__name__} scores differently with longspan's decoder layers (relative difference "
+                f"{name} computes something else in {path} than longspan's decoder layers (relative difference "
                 f"{error:.1e} on {probe.TOKENS} tokens); set lean.norm, lean.mlp, lean.rope and lean.lora to false in "
                 "the recipe to keep transformers' layers"
             )
-    return done
+
+    try:
+        for path, layer in layers:
+            getattr(layer, STATE).judge = partial(judge, path)
+        probe.trial(model)
+    finally:
+        for _, layer in layers:
+            getattr(layer, STATE).judge = None
+    with probe.evaluating(model):
+        for path, module in _norms_between(model, patched=True):
+            weight: Any = module.weight
+            rows = torch.arange(probe.TOKENS * weight.shape[0], device=weight.device).sin().to(weight.dtype)
+            rows = rows.reshape(probe.TOKENS, -1)
+            judge(path, lean_norm(module, rows), type(module).forward(module, rows))
 
 
 def remove(model: nn.Module) -> None:
@@ -71,7 +98,7 @@ def remove(model: nn.Module) -> None:
     for module in model.modules():
         if STATE in module.__dict__:
             delattr(module, STATE)
-        if getattr(module.__dict__.get("forward"), "__func__", None) in (lean_forward, lean_norm):
+        if _is_lean(module):
             del module.forward
 
 
@@ -81,11 +108,19 @@ def _decoder_layers(model: Any) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _norms_between(model: Any) -> list[tuple[str, nn.Module]]:
-    """Known norms outside of decoder layers: the last one of a model."""
+def _norms_between(model: Any, patched: bool = False) -> list[tuple[str, nn.Module]]:
+    """Known norms outside of decoder layers, the last one of a model: those without a patch, or those with one."""
     inside = {id(module) for _, layer in _decoder_layers(model) for module in layer.modules()}
     known = {path: module for path, module in model.named_modules() if parts.norm_parameters(module) is not None}
-    return [(path, m) for path, m in known.items() if id(m) not in inside and not parts.hooked(m)]
+    return [
+        (path, module)
+        for path, module in known.items()
+        if id(module) not in inside and (_is_lean(module) if patched else not parts.hooked(module))
+    ]
+
+
+def _is_lean(module: nn.Module) -> bool:
+    return getattr(module.__dict__.get("forward"), "__func__", None) in (lean_forward, lean_norm)
 
 
 def _why_not(layer: nn.Module, family: LayerFamily | None) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,44 +17,46 @@ def keep_nothing(tensors: Sequence[Tensor]) -> None:
     """For a computation whose tensors autograd keeps as ever."""
 
 
-class Dropped(torch.autograd.graph.saved_tensors_hooks):
-    """A context in which autograd saves no storage that was given to :meth:`add`.
+@contextmanager
+def dropped(make: Callable[[Keep], Any], source: Tensor) -> Iterator[Keep]:
+    """A context in which autograd saves no storage that is given to what it yields.
 
-    The backward calls ``make(add)``, once and without gradients, which must add the same values in the same strides and
-    order; it draws the random numbers that it would have drawn when the context was made. ``source`` is what ``make``
+    The backward calls ``make(keep)``, once and without gradients, which must keep the same values in the same strides
+    and order; it draws the random numbers that it would have drawn when the context began. ``source`` is what ``make``
     reads, and must not be written in place until then.
     """
+    recipe = _Recipe(make, source)
+    with torch.autograd.graph.saved_tensors_hooks(recipe.pack, recipe.unpack):
+        yield recipe.keep
+    recipe.alive.clear()
+    recipe.places.clear()
 
+
+class _Recipe:
+    # Nothing here may lead back to itself: a cycle would hold `source` until Python's collector comes by.
     def __init__(self, make: Callable[[Keep], Any], source: Tensor) -> None:
-        super().__init__(self._pack, self._unpack)
-        self.make, self.source, self.version = make, source, source._version
+        self.make, self.source, self.version = make, source.detach(), source._version
         self.random_state, self.device_states = torch.get_rng_state(), get_device_states(source)
-        self.places: dict[int, int] = {}
-        self.alive: list[Tensor] = []  # inside the context: no other tensor may come to lie at an address in places
+        self.places: dict[int, int] = {}  # storage -> number of the tensor that was kept
+        self.alive: list[Tensor] = []  # inside the context: no other storage may come to lie where a known one was
         self.count = self.packed = self.unpacked = 0
         self.made: list[Tensor] | None = None
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """These tensors' storages are dropped when the context ends."""
+    def keep(self, tensors: Sequence[Tensor]) -> None:
         self.alive.extend(tensors)
         for x in tensors:
             if x.numel():
-                self.places[x.untyped_storage().data_ptr()] = self.count
+                self.places[x.untyped_storage()._cdata] = self.count
             self.count += 1
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.alive.clear()
-        self.places.clear()
-
-    def _pack(self, x: Tensor) -> Any:
-        place = self.places.get(x.untyped_storage().data_ptr())
+    def pack(self, x: Tensor) -> Any:
+        place = self.places.get(x.untyped_storage()._cdata)
         if place is None:
             return x
         self.packed += 1
         return place, x.shape, x.stride(), x.storage_offset()
 
-    def _unpack(self, kept: Any) -> Tensor:
+    def unpack(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         place, *view = kept
