@@ -112,17 +112,19 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
     ),
     ({"objective": {"method": "dft"}}, "objective: objective method 'dft' is not available yet; available: sft"),
     (
-        {"memory": {"recompute": "mlp+qkv"}},
-        "memory.recompute: recompute 'mlp+qkv' is not available yet; available: none, layer",
-    ),
-    (
         {"memory": {"recompute": "layers"}},
-        "memory.recompute: unknown recompute 'layers'; did you mean 'layer'? available: none, layer",
+        "memory.recompute: unknown recompute 'layers'; did you mean 'layer'? available: none, mlp, mlp+qkv, layer, "
+        "auto",
     ),
     ({"memory": {"offload": "cpu"}}, "memory.offload: offload 'cpu' is not available yet; available: none"),
     (
-        {"memory": {"budget": "16GB"}},
-        "memory.budget: a memory budget is not available yet; leave it null, not '16GB'",
+        {"memory": {"budget": "16 gigs"}},
+        "memory.budget: must be a size like 24GiB, 8GB or 512MiB, or a number of bytes, not '16 gigs'",
+    ),
+    ({"memory": {"budget": 0}}, "memory.budget: must be at least 1 byte, not 0"),
+    (
+        {"memory": {"budget": 1.5}},
+        "memory.budget: must be a size like 24GiB, 8GB or 512MiB, or a number of bytes, not 1.5",
     ),
     ({"dtype": "float16"}, "dtype: dtype 'float16' is not available yet; available: float32, bfloat16"),
     ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),

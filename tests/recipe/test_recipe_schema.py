@@ -143,6 +143,16 @@ def test_patterns_come_from_the_configured_length() -> None:
     assert pattern(method="window", size=9, sinks=2) == AttentionPattern.window(9, sinks=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [("24GiB", 24 << 30), ("8GB", 8 * 10**9), (" 1.5 mib ", 3 << 19), ("10b", 10), (7, 7), (None, None)],
+)
+def test_a_budget_is_a_size(given: Any, count: int | None) -> None:
+    recipe = Recipe.model_validate({"memory": {"recompute": "auto", "budget": given}})
+    assert recipe.memory.budget_bytes == count
+    assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
 def test_importing_the_recipe_stays_light() -> None:
     """A recipe is checked before anything heavy loads; torch alone takes longer than the whole command line."""
     code = (

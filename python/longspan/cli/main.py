@@ -10,6 +10,7 @@ import longspan
 from longspan.cli import checkout
 from longspan.cli.errors import Group
 from longspan.cli.evaluate import evaluate
+from longspan.cli.plan import plan
 from longspan.cli.train import merge, train
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ def options(
 
 
 app.command()(train)
+app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(merge)
 

@@ -53,6 +53,8 @@ def train(
         "tokens/s": f"{result.tokens_per_second:.1f}",
         "peak memory": tables.size(result.peak_memory),
     }
+    if result.predicted_peak is not None:
+        rows["recompute"] = f"{result.recompute}, predicted peak {tables.size(result.predicted_peak)}"
     if result.losses:
         rows["loss, first and last step"] = f"{result.losses[0]:.4f}, {result.losses[-1]:.4f}"
     if result.held_out_before is not None and result.held_out_after is not None:
@@ -73,7 +75,8 @@ def _summary(recipe: Any) -> dict[str, str]:
         "positions": _method(recipe.positions),
         "adapter": _method(recipe.adapter),
         "update": _method(recipe.update.engine),
-        "memory": f"recompute {recipe.memory.recompute}",
+        "memory": f"recompute {recipe.memory.recompute}"
+        + ("" if recipe.memory.budget is None else f", budget {recipe.memory.budget}"),
         "steps": f"{trainer.steps} of {trainer.accumulate} x {trainer.batch} rows, {trainer.schedule} schedule",
         "output": trainer.output,
     }

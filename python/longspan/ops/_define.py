@@ -11,6 +11,8 @@ from longspan import _native
 
 NAMESPACE = "longspan"
 REGISTERED: dict[str, str] = {}
+# Op -> the formula of what its kernels take from the workspace; filled by ops/scratch when that is imported.
+SCRATCH: dict[str, Callable[..., None]] = {}
 
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -21,6 +23,18 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}")(fake)
     REGISTERED[name] = schema
     _native.ops()
+
+
+def scratch(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers `formula(workspace, *arguments of the op)`: it takes from the workspace what the op's kernel takes."""
+
+    def add(formula: Callable[..., None]) -> Callable[..., None]:
+        if name in SCRATCH:
+            raise ValueError(f"op longspan::{name} has a formula of its scratch already")
+        SCRATCH[name] = formula
+        return formula
+
+    return add
 
 
 def op(name: str) -> Any:

@@ -8,11 +8,12 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from longspan.attention import AttentionMethod, FullAttention
 from longspan.ffn import DenseFeedForward, FeedForwardMethod
+from longspan.recipe.sizes import parse_size
 from longspan.registry import Bool, Config, Float, Int, choose, one_of
 from longspan.updates import AdamW, UpdateEngine, UpdateTransform
 
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
-RECOMPUTE_LATER = ("auto",)
+AUTO = "auto"
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -64,7 +65,12 @@ class LeanSection(Config):
 
 
 class MemorySection(Config):
-    """Memory against time: what is computed again in the backward pass, what leaves the device, a budget."""
+    """Memory against time: what is computed again in the backward pass, what leaves the device, a budget.
+
+    ``recompute`` auto takes the least of none, mlp, mlp+qkv and layer whose predicted peak fits ``budget``: a size such
+    as 24GiB, 8GB or a number of bytes; null is nine tenths of the memory that is free when the run starts. A run whose
+    prediction is above a budget that is given does not start.
+    """
 
     recompute: str = "none"
     offload: str = "none"
@@ -73,7 +79,7 @@ class MemorySection(Config):
     @field_validator("recompute")
     @classmethod
     def _recompute(cls, name: str) -> str:
-        return choose("recompute", name, RECOMPUTE, RECOMPUTE_LATER)
+        return choose("recompute", name, (*RECOMPUTE, AUTO))
 
     @field_validator("offload")
     @classmethod
@@ -84,8 +90,13 @@ class MemorySection(Config):
     @classmethod
     def _budget(cls, given: Any) -> Any:
         if given is not None:
-            raise ValueError(f"a memory budget is not available yet; leave it null, not {given!r}")
+            parse_size(given)
         return given
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget in bytes, None when none is given."""
+        return None if self.budget is None else parse_size(self.budget)
 
 
 class TrainerSection(Config):

@@ -16,6 +16,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def reset_peak() -> bool:
@@ -37,6 +38,21 @@ def peak_rss() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available() -> int:
+    """Bytes that a run may count on: nine tenths of what the GPU, or without one the system, has free now.
+
+    The rest is for what a plan does not see: the interpreter, libraries and the allocator's rounding. Raises OSError
+    where the system does not say.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0]) * 9 // 10
+    if _MEMINFO.is_file():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 * 9 // 10
+    raise OSError("this system does not say how much memory is available; give a size")
 
 
 def peak_cuda() -> int | None:

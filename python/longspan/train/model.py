@@ -63,6 +63,25 @@ def load_model(
     return model, tokenizer
 
 
+def load_config(name: str, *, positions: Any = None, cache_dir: str | Path | None = None) -> Any:
+    """The config of a model alone: `demo`, a folder that holds config.json (no weights needed), or a hub id.
+
+    positions: a recipe's positions config, written into it. Raises FileNotFoundError as `load_model` does.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(name).expanduser()
+    alone = name != DEMO and (folder / "config.json").is_file()
+    source = folder if alone else resolve(name, cache_dir=cache_dir)
+    with _told(name, source):
+        config = AutoConfig.from_pretrained(source, local_files_only=isinstance(source, Path))
+    if positions is not None and positions.method != "none":
+        from longspan.positions import apply_positions
+
+        apply_positions(config, positions)
+    return config
+
+
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """`float32` or `bfloat16`, as a name or a torch dtype; anything else raises ValueError."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}

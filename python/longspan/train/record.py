@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,22 @@ class Recorder(TrainerCallback):
 
     A line of `log.jsonl` holds: step, epoch (passes over the rows), loss (mean of the steps since the last
     line), grad_norm and learning_rate of its last step, tokens_per_second and seconds_per_step over the same
-    steps, tokens (since the run began), peak_memory_bytes (see `memory`) and, with a GPU, peak_cuda_bytes.
+    steps, tokens (since the run began), peak_memory_bytes (see `memory`) and, with a GPU, peak_cuda_bytes. `notes` are
+    written into every line.
     """
 
-    def __init__(self, run: Path, *, log_every: int, save_every: int, rows_per_step: int, rows: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        log_every: int,
+        save_every: int,
+        rows_per_step: int,
+        rows: int,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run = run
+        self.notes = dict(notes or {})
         self.log_every = log_every
         self.save_every = save_every
         self.rows_per_step = rows_per_step
@@ -137,7 +149,7 @@ class Recorder(TrainerCallback):
             line["peak_cuda_bytes"] = cuda
         self.pending = []
         with (self.run / LOG).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(json.dumps({**line, **self.notes}) + "\n")
         for name, value in line.items():
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, record.step)

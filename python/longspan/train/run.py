@@ -14,7 +14,7 @@ from transformers import TrainerCallback, set_seed
 from longspan import data, folders
 from longspan.patch.install import patch
 from longspan.recipe import Recipe
-from longspan.train import checkpoint, memory, weights
+from longspan.train import checkpoint, memory, planning, weights
 from longspan.train.evaluate import held_out_loss
 from longspan.train.model import load_model, resolve_dtype
 from longspan.train.progress import Progress
@@ -32,7 +32,8 @@ class TrainResult:
     label, seconds without saving, tokens_per_second over all steps of this call, peak_memory in bytes
     (largest resident set while training, see `longspan.train.memory`), peak_cuda in bytes or None. Held-out
     losses are None unless asked for. resumed_from: the checkpoint's folder or None; broken: one sentence per
-    damaged checkpoint that was passed over.
+    damaged checkpoint that was passed over. recompute: what was computed again, `memory.recompute: auto` settled;
+    predicted_peak: live bytes by `longspan.plan`, None where no budget asked for them.
     """
 
     output: Path
@@ -50,6 +51,8 @@ class TrainResult:
     held_out_after: float | None
     resumed_from: Path | None
     broken: list[str]
+    recompute: str = "none"
+    predicted_peak: int | None = None
 
 
 def train(
@@ -132,7 +135,10 @@ class _Run:
 
     def go(self) -> TrainResult:
         recipe, section = self.recipe, self.recipe.trainer
-        model, tokenizer = prepare(recipe, cache_dir=self.cache_dir, patched=self.patched)
+        saved = checkpoint.read_state(self.found) if self.found else {}
+        settled = planning.settle(recipe, before=saved.get("memory"), cache_dir=self.cache_dir, patched=self.patched)
+        recompute = settled.recipe.memory.recompute
+        model, tokenizer = prepare(settled.recipe, cache_dir=self.cache_dir, patched=self.patched)
         rows, held_out = data.build(
             recipe.data,
             tokenizer,
@@ -142,7 +148,6 @@ class _Run:
         )
         if self.evaluate and held_out is None:
             raise ValueError("evaluate needs held-out rows but data.held_out is 0; set a share or a file")
-        saved = checkpoint.read_state(self.found) if self.found else {}
         fingerprint = _fingerprint(rows)
         if saved and saved["data"] != fingerprint:
             raise ValueError(
@@ -160,6 +165,7 @@ class _Run:
             save_every=section.save_every,
             rows_per_step=section.batch * section.accumulate,
             rows=len(rows),
+            notes=settled.note(),
         )
         if self.found:
             recorder.restore(saved["recorder"], checkpoint.step_of(self.found))
@@ -173,7 +179,13 @@ class _Run:
             recorder=recorder,
             callbacks=[*shown, *self.callbacks],
             keep_checkpoints=self.keep_checkpoints,
-            state=lambda: {"data": fingerprint, "held_out_before": before, "patched": self.patched},
+            state=lambda: {
+                "data": fingerprint,
+                "held_out_before": before,
+                "patched": self.patched,
+                "memory": settled.note(),
+            },
+            recompute=recompute,
         )
         folders.write_file(self.run / checkpoint.RECIPE, recipe.to_yaml())
         try:
@@ -203,6 +215,8 @@ class _Run:
             held_out_after=after,
             resumed_from=self.found,
             broken=self.broken,
+            recompute=recompute,
+            predicted_peak=settled.predicted_peak,
         )
 
     def _score(self, model: Any, held_out: Any) -> float:

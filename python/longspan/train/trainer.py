@@ -20,9 +20,12 @@ from longspan.train.record import Recorder
 from longspan.train.sampler import RunSampler
 
 
-def training_arguments(recipe: Recipe, run: Path) -> TrainingArguments:
-    """Trainer's arguments for a recipe; its logging, saving and progress bar are off, ours run."""
-    layer = recipe.memory.recompute == "layer"
+def training_arguments(recipe: Recipe, run: Path, *, recompute: str | None = None) -> TrainingArguments:
+    """Trainer's arguments for a recipe; its logging, saving and progress bar are off, ours run.
+
+    recompute: what `memory.recompute: auto` was settled to.
+    """
+    layer = (recompute or recipe.memory.recompute) == "layer"
     rate: float = getattr(recipe.update.engine, "lr", 0.0)
     arguments = TrainingArguments(
         output_dir=str(run),
@@ -74,6 +77,7 @@ class LongTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         keep_checkpoints: int = 2,
         state: Callable[[], dict[str, Any]] = dict,
+        recompute: str | None = None,
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -83,7 +87,7 @@ class LongTrainer(Trainer):
         self._use_cache = getattr(model.config, "use_cache", True)
         super().__init__(
             model=model,
-            args=training_arguments(recipe, run),
+            args=training_arguments(recipe, run, recompute=recompute),
             data_collator=collate,
             train_dataset=rows,
             callbacks=[recorder, *callbacks],

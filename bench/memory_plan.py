@@ -1,0 +1,126 @@
+"""A plan against a run: predicted live bytes, measured live bytes, and how much the process grew.
+
+`python -m bench.memory_plan [--lengths 4096 16384]` trains the demo model for two steps a length, each in a process of
+its own, and writes bench/records/memory_plan.json. Live bytes are the allocator's; growth is the largest resident set
+while training less that before the model was loaded, so it also holds what the allocator keeps in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import RECORDS, environment
+from longspan import plan
+from longspan.memory import measure
+from longspan.plan.step import batch_of
+from longspan.recipe import Recipe
+from longspan.train import memory
+from longspan.train.optimizer import build_optimizer
+from longspan.train.planning import subject_of
+from longspan.train.run import prepare
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo_s2.yaml"
+STEPS = 2
+
+
+def recipe_of(length: int, recompute: str) -> Recipe:
+    return Recipe.from_yaml(RECIPE).replace({"data.length": length, "memory.recompute": recompute})
+
+
+def held(model: Any) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def run(length: int, recompute: str, live: bool) -> int:
+    """Live bytes, or the growth of the resident set, of two steps in this process."""
+    recipe = recipe_of(length, recompute)
+    plan.predict(subject_of(recipe, device="cpu"))  # what it imports and keeps is not the run's
+    memory.reset_peak()
+    before = memory.peak_rss()
+    model, _ = prepare(recipe)
+    model.train()
+    if recompute == "layer":
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+    batch = batch_of(recipe)
+
+    def steps() -> None:
+        optimizer = build_optimizer(recipe.update.engine, model.parameters())
+        for _ in range(STEPS):
+            model(**batch, num_items_in_batch=(batch["labels"] != -100).sum())["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.trainer.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    memory.reset_peak()
+    if not live:
+        steps()
+        return memory.peak_rss() - before
+    weights = held(model)
+    with measure() as m:
+        steps()
+    return weights + m.peak_bytes
+
+
+def apart(length: int, recompute: str, what: str) -> int:
+    command = [sys.executable, "-m", "bench.memory_plan", "--child", what, "--lengths", str(length)]
+    done = subprocess.run([*command, "--recompute", recompute], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the run of {length} tokens ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--recompute", nargs="+", default=["none", "mlp+qkv"])
+    parser.add_argument("--child", choices=["live", "resident"], help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RECORDS / "memory_plan.json")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(run(arguments.lengths[0], arguments.recompute[0], arguments.child == "live"))
+        return
+    rows = []
+    table = Table(title=f"{RECIPE.stem}, {STEPS} steps", title_justify="left")
+    for name in (
+        "tokens",
+        "recompute",
+        "predicted",
+        "live",
+        "resident growth",
+        "predicted / live",
+        "predicted / growth",
+    ):
+        table.add_column(name, justify="right")
+    for length in arguments.lengths:
+        for recompute in arguments.recompute:
+            predicted = plan.predict(subject_of(recipe_of(length, recompute), device="cpu")).peak
+            live, resident = (apart(length, recompute, what) for what in ("live", "resident"))
+            rows.append(
+                {
+                    "length": length,
+                    "recompute": recompute,
+                    "predicted_bytes": predicted,
+                    "live_bytes": live,
+                    "resident_growth_bytes": resident,
+                }
+            )
+            shown = [f"{count / 2**30:.3f} GiB" for count in (predicted, live, resident)]
+            table.add_row(str(length), recompute, *shown, f"{predicted / live:.4f}", f"{predicted / resident:.4f}")
+    Console().print(table)
+    record = {"env": environment(torch.get_num_threads()), "recipe": RECIPE.stem, "steps": STEPS, "rows": rows}
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

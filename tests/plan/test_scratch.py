@@ -1,0 +1,115 @@
+"""What the CPU's kernels take as scratch: the formulas against the allocator, op by op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from longspan import ops
+from longspan.memory import measure
+from longspan.ops._define import REGISTERED, SCRATCH
+from longspan.ops.scratch import Machine, scratch_bytes
+
+H, K, D, C, V = 6, 2, 20, 96, 500
+# Ops whose contract says that they take none (docs/rope.md, docs/glu.md).
+WITHOUT = {"rope", "rope_", "glu_fwd", "glu_bwd"}
+
+
+class Compare(TorchDispatchMode):
+    """Measures every op of longspan and keeps (name, bytes beside the outputs, bytes by the formula)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.name().startswith("longspan::"):
+            return func(*args, **(kwargs or {}))
+        with measure() as m:
+            out = func(*args, **(kwargs or {}))
+        outputs = sum(x.untyped_storage().nbytes() for x in tree_leaves(out) if isinstance(x, Tensor))
+        self.rows.append((func.name(), m.peak_bytes - outputs, scratch_bytes(func.name(), args, Machine.here())))
+        return out
+
+
+def run_all(T: int, dtype: torch.dtype, dropout: float, norm: str, bias: bool, full: bool) -> Compare:
+    """One small layer and a loss, forward and backward, through every op."""
+    torch.manual_seed(0)
+
+    def leaf(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, dtype=dtype).requires_grad_()
+
+    def weight(*sizes: int) -> Tensor:
+        return leaf(*sizes).requires_grad_(full)
+
+    x, heads = leaf(T, C), ((H, 8), (K, 4), (K, 0))
+    group = [
+        ops.Projection(
+            weight(n * D, C),
+            leaf(n * D) if bias else None,
+            leaf(r, C) if r else None,
+            leaf(n * D, r) if r else None,
+            2.0,
+        )
+        for n, r in heads
+    ]
+    spec = None if norm == "none" else ops.Norm(weight(C), leaf(C) if norm == "layer" else None, norm)
+    with Compare() as found:
+        made = ops.norm_lora_linear(x, group, spec, dropout_p=dropout)
+        q, k, v = (y.unflatten(1, (n, D)).transpose(0, 1)[None] for y, (n, _) in zip(made, heads, strict=True))
+        pattern = ops.AttentionPattern.s2(group_size=64) if T % 2 else None
+        out = ops.attention(q, k, v, pattern, softcap=5.0 if bias else None)
+        rows = out[0].transpose(0, 1).reshape(T, -1)
+        adapter = leaf(4, H * D), leaf(C, 4)
+        y = ops.lora_linear(rows, leaf(C, H * D), None, *adapter, 1.0, dropout, residual=x)
+        z = ops.layer_norm(ops.rms_norm(ops.activation(y, "silu"), leaf(C)), leaf(C), leaf(C))
+        labels = torch.randint(0, V, (T,))
+        labels[-1] = -100
+        labels[3] = -100 if bias else 1
+        ops.segment_linear_cross_entropy(z, leaf(V, C), labels, segment=256, bias=leaf(V) if bias else None).backward()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("T", "dropout", "norm", "bias", "full"),
+    [
+        (300, 0.0, "rms", False, False),
+        (300, 0.1, "layer", True, True),
+        (2501, 0.0, "layer", True, False),
+        (2501, 0.1, "rms", False, True),
+        (4501, 0.1, "none", True, False),
+        (2600, 0.0, "none", False, True),
+    ],
+)
+def test_the_formulas_are_exact(
+    T: int, dropout: float, norm: str, bias: bool, full: bool, threads: int, dtype: torch.dtype
+) -> None:
+    torch.set_num_threads(threads)
+    found = run_all(T, dtype, dropout, norm, bias, full)
+    wrong = [row for row in found.rows if abs(row[1] - row[2]) > 8]  # 8: a scalar that a check reads
+    assert not wrong
+    assert {name.removeprefix("longspan::") for name, _, _ in found.rows} >= set(SCRATCH)
+
+
+def test_every_op_has_a_formula_or_takes_none() -> None:
+    assert set(REGISTERED) == set(SCRATCH) | WITHOUT
+
+
+def test_cuda_has_estimates_without_a_gpu() -> None:
+    q, kv = torch.empty(1, H, 4096, 64, device="meta"), torch.empty(1, K, 4096, 64, device="meta")
+    rest = (None, None, None, "s2", True, 1024, 0, 4, 0, 0, 1.0, 0.0)
+    gpu, cpu = (
+        scratch_bytes("longspan::attention_fwd", (q, kv, kv, *rest), Machine(d, 2, 64)) for d in ("cuda", "cpu")
+    )
+    assert 0 < gpu < cpu
+
+
+def test_other_ops_take_nothing() -> None:
+    assert scratch_bytes("aten::mm", (), Machine()) == 0
