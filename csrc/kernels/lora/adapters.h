@@ -70,7 +70,6 @@ struct LoraAdapters {
   int64_t count, first[kLoraGroup] = {}, rank[kLoraGroup] = {}, columns = 0, parts_count = 0;
   DType statistics;
   LowRankPart parts[kLoraGroup];  // of a pass over z: one for all without dropout
-  int64_t part_of[kLoraGroup] = {};
 
   LoraAdapters(const LoraInput& input, const LoraProjection* given, int64_t projections_count)
       : in(input), projections(given), count(projections_count), statistics(statistics_dtype(input.x.dtype)) {
@@ -107,6 +106,13 @@ struct LoraAdapters {
     View<2> part = out;
     part.size[1] = rank[i];
     if (rank[i]) low_rank_cast_cpu(projections[i].lora_b, projections[i].scaling, part, context);
+    return out;
+  }
+
+  /// The columns of projection i of s, or of ds.
+  View<2> columns_of(const View<2>& x, int64_t i) const {
+    View<2> out = x;
+    out.data = static_cast<char*>(x.data) + first[i] * element_size(statistics), out.size[1] = rank[i];
     return out;
   }
 

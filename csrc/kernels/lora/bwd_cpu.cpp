@@ -129,12 +129,6 @@ class Backward {
     }
   }
 
-  View<2> columns_of(const View<2>& x, int64_t i) const {
-    View<2> out = x;
-    out.data = static_cast<char*>(x.data) + adapters_.first[i] * element_size(statistics_), out.size[1] = adapters_.rank[i];
-    return out;
-  }
-
   void run_panel(int64_t t0, int64_t rows, bool z_wanted, bool input_wanted) {
     const View<2> ds = adapters_.columns ? lora_rows(ds_, 0, rows) : View<2>{};
     for (int64_t i = 0; i < count_; ++i) adapter_gradients(i, t0, rows, ds);
@@ -169,7 +163,7 @@ class Backward {
   void adapter_gradients(int64_t i, int64_t t0, int64_t rows, const View<2>& ds) {
     const LoraGradient& g = gradients_[i];
     const int64_t rank = adapters_.rank[i];
-    const View<2> ds_i = rank ? columns_of(ds, i) : View<2>{};
+    const View<2> ds_i = rank ? adapters_.columns_of(ds, i) : View<2>{};
     if (!g.dy.data) {
       for (int64_t t = 0; rank && t < rows; ++t) clear(lora_row(ds_i, t), rank, statistics_);
       return;
@@ -178,7 +172,7 @@ class Backward {
     if (rank == 0 && !bias) return;
     const LowRankPart part{0, rank, 0}, bias_only{0, 0, 0};
     const auto pass = [&](const LowRankPart& columns, bool product, bool sums, bool with_b) {
-      const View<2> s_i = with_b ? columns_of(lora_rows(all_s_, t0, rows), i) : View<2>{};
+      const View<2> s_i = with_b ? adapters_.columns_of(lora_rows(all_s_, t0, rows), i) : View<2>{};
       low_rank_pass_cpu({.x = lora_rows(g.dy, t0, rows),
                          .first_row = 0,
                          .dropout = 0,
@@ -214,7 +208,7 @@ class Backward {
       const View<2> dy = lora_rows(gradients_[i].dy, t0, rows), &w = projections_[i].weight;
       GemmTail tail;
       if (adapters_.rank[i] && in_.dropout == 0) {
-        const View<2> ds_i = columns_of(ds, i);
+        const View<2> ds_i = adapters_.columns_of(ds, i);
         tail = {ds_i.data, ds_i.stride[0], a_of(i), C_, adapters_.rank[i]};
       }
       gemm_cpu({false, false, rows, C_, w.size[0], dy.data, dy.stride[0], w.data, w.stride[0], first ? 0.0 : 1.0, dz.data,
@@ -225,7 +219,7 @@ class Backward {
     if (first) clear(dz);
     for (int64_t i = 0; i < count_ && in_.dropout > 0; ++i) {
       if (!adapters_.rank[i] || !gradients_[i].dy.data) continue;
-      const View<2> ds_i = columns_of(ds, i);
+      const View<2> ds_i = adapters_.columns_of(ds, i);
       low_rank_update_cpu(
           {ds_i.data, ds_i.stride[0], a_of(i), adapters_.rank[i], dz, t0, in_.dropout, uint64_t(in_.seeds[i])},
           steps_.next());

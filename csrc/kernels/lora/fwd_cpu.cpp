@@ -94,12 +94,9 @@ void lora_linear_fwd_cpu(const LoraInput& in, const LoraProjection* projections,
       const View<2> y = lora_rows(outputs[i].y, t0, rows), &w = projections[i].weight;
       const bool adds = outputs[i].residual.data != nullptr;
       if (adds) copy_rows(lora_rows(outputs[i].residual, t0, rows), y, context);
-      View<2> s_part = s_rows;
-      s_part.data = static_cast<char*>(s_rows.data) + adapters.first[i] * element_size(statistics);
-      s_part.size[1] = adapters.rank[i];
       gemm_cpu({false, true, rows, w.size[0], C, z.data, z.stride[0], w.data, w.stride[0], adds ? 1.0 : 0.0, y.data,
                 y.stride[0], z.dtype, w.dtype, y.dtype},
-               steps.next(), tails[size_t(i)].of(s_part, p, context));
+               steps.next(), tails[size_t(i)].of(adapters.columns_of(s_rows, i), p, context));
     }
   }
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,21 +94,16 @@ def _breakdown(prediction: Any, budget: int, longest: int | None) -> Table:
     table = Table(show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    saved = set(_saved_names())
+    from longspan.plan.parts import PARTS
+
     for name, count in prediction.parts.items():
         if count:
-            table.add_row(f"saved: {name}" if name in saved else name, binary(count))
+            table.add_row(f"saved: {name}" if name in PARTS else name, binary(count))
     table.add_section()
     table.add_row(f"peak ({prediction.segment})", binary(prediction.peak), style="bold")
     table.add_row("may be used", binary(budget))
     table.add_row("longest rows that fit", "none" if longest is None else f"{longest:,} tokens", style="bold")
     return table
-
-
-def _saved_names() -> Iterable[str]:
-    from longspan.plan.parts import PARTS
-
-    return PARTS
 
 
 def _comparison(rows: list[Any], budget: int) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +101,3 @@ def narrow(x: Tensor) -> bool:
 def is_given(x: Tensor | None) -> bool:
     """In lists, no tensor is one of shape [0]."""
     return x is not None and not (x.dim() == 1 and x.shape[0] == 0)
-
-
-def numel(*sizes: int) -> int:
-    return math.prod(sizes)

@@ -141,9 +141,7 @@ class _Layer:
         named = {} if tables is None else {"position_embeddings": tables}
         z = self._norm(family.norm1, rows).unflatten(0, (self.batch, -1))
         y = attention(z, attention_mask=mask, **named, **given)[0].flatten(0, 1)
-        y = y if family.post1 is None else self._norm(family.post1, y)
-        inside = family.drop1 is not None and family.drop1.startswith(f"{family.attention}.")
-        return rows + (y if inside else self._dropout(family.drop1, y))
+        return self._join(y, rows, family.post1, _outside(family.drop1, family.attention))
 
     def _project(self, rows: Tensor, rotation: Rotation | None, keep: Keep) -> tuple[Tensor, ...]:
         """q, k, v in rows as their projections give them, normed and rotated; or one packed. `keep` sees all stages."""
@@ -241,13 +239,10 @@ class _Layer:
         z = self._norm(family.norm2, rows).unflatten(0, (self.batch, -1))
         if mlp is not None:
             y = mlp(z).flatten(0, 1)
-            y = y if family.post2 is None else self._norm(family.post2, y)
-            # A dropout that lies inside the module has been applied.
-            inside = family.drop2 is not None and family.drop2.startswith(f"{family.mlp}.")
-            return residual + (y if inside else self._dropout(family.drop2, y))
+            return self._join(y, residual, family.post2, _outside(family.drop2, family.mlp))
         up, down = parts.attribute(layer, family.up[0]), parts.attribute(layer, family.down)
         y = down(parts.attribute(layer, family.activation)(up(z))).flatten(0, 1)
-        return residual + self._dropout(family.drop2, y)
+        return self._join(y, residual, family.post2, family.drop2)
 
     def _segmented(self, rows: Tensor, residual: Tensor) -> Tensor:
         """The branch in segments of rows that are made again in the backward."""
@@ -295,10 +290,11 @@ class _Layer:
         """residual + the linear layer of x, through the branch's norm and dropout where it has them."""
         if post is None and not self._drops(drop):
             return self._linear(path, x, residual)
-        y = self._linear(path, x, None)
-        if post is not None:
-            y = self._norm(post, y)
-        return residual + self._dropout(drop, y)
+        return self._join(self._linear(path, x, None), residual, post, drop)
+
+    def _join(self, y: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
+        """residual + y through the branch's norm and dropout."""
+        return residual + self._dropout(drop, y if post is None else self._norm(post, y))
 
     def _linear_of(self, path: str, residual: Tensor | None = None) -> tuple[ops.Projection, float] | None:
         return parts.linear_of(parts.attribute(self.layer, path), residual) if self.state.lora else None
@@ -336,6 +332,11 @@ class _Layer:
     def _dropout(self, path: str | None, x: Tensor) -> Tensor:
         p = self._probability(path)
         return nn.functional.dropout(x, p) if p > 0 else x
+
+
+def _outside(drop: str | None, module: str | None) -> str | None:
+    """The branch's dropout; None where it lies inside a module that was called and has applied it."""
+    return None if drop is not None and drop.startswith(f"{module}.") else drop
 
 
 def _apply_norm(spec: ops.Norm, x: Tensor) -> Tensor:
