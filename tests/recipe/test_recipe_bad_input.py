@@ -116,7 +116,7 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
         "memory.recompute: unknown recompute 'layers'; did you mean 'layer'? available: none, mlp, mlp+qkv, layer, "
         "auto",
     ),
-    ({"memory": {"offload": "cpu"}}, "memory.offload: offload 'cpu' is not available yet; available: none"),
+    ({"memory": {"offload": "disk"}}, "memory.offload: unknown offload 'disk'; available: none, cpu"),
     (
         {"memory": {"budget": "16 gigs"}},
         "memory.budget: must be a size like 24GiB, 8GB or 512MiB, or a number of bytes, not '16 gigs'",

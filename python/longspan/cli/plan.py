@@ -86,8 +86,8 @@ def binary(count: float) -> str:
 def _title(subject: Any) -> str:
     recipe = subject.recipe
     rows = f"{recipe.trainer.batch} x {recipe.data.length} tokens"
-    recompute = f"recompute {recipe.memory.recompute}"
-    return f"{recipe.model}: {rows}, {recipe.dtype}, {recompute}, {subject.machine.device}"
+    memory = f"recompute {recipe.memory.recompute}, offload {recipe.memory.offload}"
+    return f"{recipe.model}: {rows}, {recipe.dtype}, {memory}, {subject.machine.device}"
 
 
 def _breakdown(prediction: Any, budget: int, longest: int | None) -> Table:
@@ -102,6 +102,8 @@ def _breakdown(prediction: Any, budget: int, longest: int | None) -> Table:
     table.add_section()
     table.add_row(f"peak ({prediction.segment})", binary(prediction.peak), style="bold")
     table.add_row("may be used", binary(budget))
+    if prediction.host:
+        table.add_row("in host memory", binary(prediction.host))
     table.add_row("longest rows that fit", "none" if longest is None else f"{longest:,} tokens", style="bold")
     return table
 
@@ -129,11 +131,13 @@ def _as_data(subject: Any, prediction: Any, budget: int, longest: int | None, ro
         "length": recipe.data.length,
         "batch": recipe.trainer.batch,
         "recompute": recipe.memory.recompute,
+        "offload": recipe.memory.offload,
         "device": subject.machine.device,
         "budget_bytes": budget,
         "peak_bytes": prediction.peak,
         "peak_in": prediction.segment,
         "parts_bytes": prediction.parts,
+        "host_bytes": prediction.host,
         "segments_bytes": prediction.segments,
         "largest_length": longest,
         "choices": [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longspan.plan.predict import Prediction, Subject, predict
-from longspan.recipe.sections import RECOMPUTE
+from longspan.recipe.sections import OFFLOAD, RECOMPUTE
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Choice:
 
 
 def choices(subject: Subject, now: Prediction | None = None) -> Iterator[Choice]:
-    """The run as it is, then with each other recompute, attention pattern and batch, and as plain Hugging Face.
+    """The run as it is, then with each other recompute, offload, pattern and batch, and as plain Hugging Face.
 
     now: the prediction for the subject, where it is known already.
     """
@@ -30,6 +30,9 @@ def choices(subject: Subject, now: Prediction | None = None) -> Iterator[Choice]
     for name in RECOMPUTE:
         if name != recipe.memory.recompute:
             yield _changed(subject, f"memory.recompute: {name}", {"memory.recompute": name})
+    for name in OFFLOAD if subject.patched and subject.machine.device == "cuda" else ():
+        if name != recipe.memory.offload:
+            yield _changed(subject, f"memory.offload: {name}", {"memory.offload": name})
     for method in ("full", "s2"):
         if method != recipe.attention.train.method:
             yield _changed(subject, f"attention.train: {method}", {"attention.train": {"method": method}})

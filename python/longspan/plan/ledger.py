@@ -22,6 +22,7 @@ from longspan.ops.scratch import Machine, scratch_bytes
 # What is live at a moment, by name of the part.
 WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS = "weights", "gradients", "optimizer", "inputs"
 TRANSIENT, SCRATCH = "transient", "scratch"
+HOST = "host"  # beside the others: what offloading keeps in host memory
 HELD = (WEIGHTS, GRADIENTS, OPTIMIZER, INPUTS)
 _FOREVER = 1 << 60
 # Index arithmetic on real tensors is carried out up to this many elements; beyond, it has shapes only.
@@ -41,7 +42,7 @@ class Life:
 
     def label(self) -> str:
         """The part under which a moment counts it."""
-        return self.part if self.part in HELD or self.kept else TRANSIENT
+        return self.part if self.part in (*HELD, HOST) or self.kept else TRANSIENT
 
 
 class Ledger(TorchDispatchMode):
@@ -109,6 +110,16 @@ class Ledger(TorchDispatchMode):
             if life is not None:
                 life.part = part
 
+    def on_host(self, owner: Any, count: int) -> None:
+        """Count `count` bytes of host memory for as long as `owner` lives."""
+        life = Life(count, HOST, self.tick, self.forward)
+        self.lives.append(life)
+
+        def close() -> None:
+            life.died = self.tick
+
+        weakref.finalize(owner, close)
+
     def mark(self, segment: str) -> None:
         """What follows belongs to `segment`."""
         self.marks.append((self.tick + 1, segment))
@@ -138,7 +149,7 @@ class Ledger(TorchDispatchMode):
             return {}
         steps = [0] * (count + 1)
         for life in self.lives:
-            if life.died >= first:
+            if life.died >= first and life.part != HOST:
                 steps[max(life.born, first) - first] += life.bytes
                 if life.died < self.tick:
                     steps[life.died + 1 - first] -= life.bytes

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from longspan.ops.scratch import Machine
+from longspan.patch.layers import refuse_host
 from longspan.plan.fake import build
-from longspan.plan.ledger import GRADIENTS, INPUTS, OPTIMIZER, SCRATCH, TRANSIENT, WEIGHTS
+from longspan.plan.ledger import GRADIENTS, HOST, INPUTS, OPTIMIZER, SCRATCH, TRANSIENT, WEIGHTS
 from longspan.plan.parts import PARTS
 from longspan.plan.step import MakeOptimizer, dry_run
 from longspan.recipe import Recipe
@@ -45,13 +46,15 @@ class Prediction:
 
     parts: weights, gradients, optimizer and inputs; what is saved for the backward by part of the model; "transient"
     (what the step frees again: gradients of activations, recomputed and intermediate results) and "scratch" (inside the
-    op that runs). segments: the peak of every stretch of the step.
+    op that runs). segments: the peak of every stretch of the step. host: bytes that `memory.offload` keeps in host
+    memory at most, not in `peak`.
     """
 
     peak: int
     segment: str
     parts: dict[str, int]
     segments: dict[str, int]
+    host: int = 0
 
     @property
     def saved(self) -> int:
@@ -65,6 +68,8 @@ def predict(subject: Subject, *, extrapolate: bool = True) -> Prediction:
     A model of many equal layers is run with three and with four of them: segments' peaks are affine in their number.
     extrapolate: False runs all layers. Raises ValueError for a model that longspan does not serve.
     """
+    if subject.patched and subject.recipe.memory.offload != "none":
+        refuse_host(subject.machine.device)
     if not extrapolate:
         return _prediction(_run(subject, None)[0])
     moments, layers, held = _run(subject, DEEPER)
@@ -81,10 +86,11 @@ def _run(subject: Subject, depth: int | None) -> tuple[dict[str, Counter[str]], 
 
 
 def _prediction(moments: dict[str, Counter[str]]) -> Prediction:
-    totals = {segment: sum(parts.values()) for segment, parts in moments.items()}
+    totals = {segment: sum(parts[name] for name in ROWS) for segment, parts in moments.items()}
+    host = max(parts[HOST] for parts in moments.values())
     segment = max(totals, key=lambda name: totals[name])
     parts = moments[segment]
-    return Prediction(totals[segment], segment, {name: parts[name] for name in ROWS}, totals)
+    return Prediction(totals[segment], segment, {name: parts[name] for name in ROWS}, totals, host)
 
 
 def _by_end(moments: dict[str, Counter[str]], depth: int) -> dict[str, Counter[str]]:
@@ -110,7 +116,7 @@ def _extrapolated(
 ) -> dict[str, Counter[str]]:
     steps = layers - DEEPER
     return {
-        segment: Counter({part: parts[part] + steps * (parts[part] - fewer[segment][part]) for part in ROWS})
+        segment: Counter({part: parts[part] + steps * (parts[part] - fewer[segment][part]) for part in (*ROWS, HOST)})
         for segment, parts in more.items()
         if segment in fewer
     }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from longspan import data
 from longspan.ops.scratch import Machine
 from longspan.plan.fake import FakeModel
+from longspan.plan.host import count_offload
 from longspan.plan.ledger import GRADIENTS, INPUTS, OPTIMIZER, WEIGHTS, Ledger
 from longspan.plan.parts import Parts
 from longspan.recipe import Recipe
@@ -34,6 +35,7 @@ def dry_run(
     model.config.use_cache = False
     parts = Parts(model, fake.base.get_output_embeddings(), fake.decoder_layers)
     ledger = Ledger(machine, parts, fake.mode)
+    count_offload(fake.decoder_layers, ledger)
     handles = _mark_layers(fake.decoder_layers, ledger)
     try:
         with ledger, parts.watching(), warnings.catch_warnings():

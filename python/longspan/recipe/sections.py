@@ -13,6 +13,7 @@ from longspan.registry import Bool, Config, Float, Int, choose, one_of
 from longspan.updates import AdamW, UpdateEngine, UpdateTransform
 
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
+OFFLOAD = ("none", "cpu")
 AUTO = "auto"
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -69,7 +70,8 @@ class MemorySection(Config):
 
     ``recompute`` auto takes the least of none, mlp, mlp+qkv and layer whose predicted peak fits ``budget``: a size such
     as 24GiB, 8GB or a number of bytes; null is nine tenths of the memory that is free when the run starts. A run whose
-    prediction is above a budget that is given does not start.
+    prediction is above a budget that is given does not start. ``offload`` cpu keeps what decoder layers save for the
+    backward in the host's pinned memory, copied beside the computation; it needs a GPU.
     """
 
     recompute: str = "none"
@@ -84,7 +86,7 @@ class MemorySection(Config):
     @field_validator("offload")
     @classmethod
     def _offload(cls, name: str) -> str:
-        return choose("offload", name, ("none",), ("cpu",))
+        return choose("offload", name, OFFLOAD)
 
     @field_validator("budget")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from longspan import plan
+from longspan.patch.layers import refuse_host
 from longspan.recipe import Recipe
 from longspan.recipe.sections import AUTO
 from longspan.train import memory
@@ -43,9 +44,13 @@ def subject_of(
 
     device: cpu or cuda, which need not be there; default what training would use.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _device()
     config = load_config(recipe.model, positions=recipe.positions, cache_dir=cache_dir)
     return plan.Subject(recipe, config, build_optimizer, plan.Machine.here(device), patched)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def settle(
@@ -58,9 +63,11 @@ def settle(
     """Choose what `memory.recompute: auto` means, and hold the run to a budget that is given.
 
     before: the note of the run that is resumed; its choice stays, since another one would round otherwise. Raises
-    ValueError naming the smallest prediction when nothing fits.
+    ValueError naming the smallest prediction when nothing fits, or for an offload without a GPU.
     """
     section = recipe.memory
+    if patched and section.offload != "none":
+        refuse_host(_device())
     if before:
         recipe = recipe.replace({"memory.recompute": before["recompute"]})
         return Settled(recipe, before["predicted_peak_bytes"], before["budget_bytes"])

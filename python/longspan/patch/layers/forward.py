@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_leaves
 
 from longspan import ops
 from longspan.patch.attention import dropout_of
 from longspan.patch.backend import attention_forward
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import LayerFamily
+from longspan.patch.layers.offload import Offload, Shelf, checkpointed
 from longspan.patch.layers.recompute import Keep, dropped, keep_nothing
 from longspan.patch.layers.rotation import Rotation, Rotations
 
@@ -41,6 +42,7 @@ class LayerState:
     lora: bool = True
     activation: str | None = None
     recompute: str = "none"
+    offload: Offload | None = None
     rotations: Rotations = field(default_factory=Rotations)
     judge: Callable[[Tensor, Tensor, Tensor], None] | None = None  # while patching: (given, expected, hidden)
 
@@ -62,6 +64,8 @@ def lean_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a patched decoder layer: hidden [B,T,C] -> [B,T,C]."""
     if self.gradient_checkpointing and self.training:
         kwargs |= {name: None for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
+        if getattr(self, STATE).offload is not None:  # torch's own checkpoint would hold the layer's input
+            return _run(self, False, *args, **kwargs)
         kept: Tensor = self._gradient_checkpointing_func(partial(_run, self, True, **kwargs), *args)
         return kept
     return _run(self, False, *args, **kwargs)
@@ -78,11 +82,27 @@ def _run(layer: Any, checkpointed: bool, *args: Any, **kwargs: Any) -> Tensor:
         hidden, rest = _split(state, given)
         state.judge(_Layer(layer, state, "none").run(hidden, rest), stock, hidden)
         return stock
-    recompute = "none" if checkpointed or not (layer.training and torch.is_grad_enabled()) else state.recompute
-    if recompute == "layer":
-        again: Tensor = checkpoint(_Layer(layer, state, "none").run, *_split(state, given), use_reentrant=False)
-        return again
-    return _Layer(layer, state, recompute).run(*_split(state, given))
+    if checkpointed or not (layer.training and torch.is_grad_enabled()):
+        return _Layer(layer, state, "none").run(*_split(state, given))
+    recompute = "layer" if layer.gradient_checkpointing else state.recompute
+    if (recompute != "none" or state.offload) and torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"memory.recompute {recompute!r} and memory.offload need eager mode; use none for both under torch.compile"
+        )
+    if state.offload is None:
+        return _trained(_Layer(layer, state, recompute), *_split(state, given))
+    with state.offload.shelf() as shelf:
+        shelf.leave([*layer.parameters(), *layer.buffers()])
+        hidden, rest = _split(state, given)
+        shelf.leave(x for x in tree_leaves(rest) if isinstance(x, Tensor))
+        return _trained(_Layer(layer, state, recompute, shelf), hidden, rest)
+
+
+def _trained(run: _Layer, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+    if run.recompute != "layer":
+        return run.run(hidden, given)
+    again = replace(run, recompute="none", shelf=None)
+    return checkpointed(lambda x: again.run(x, given), hidden, shelf=run.shelf)
 
 
 def _split(state: LayerState, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -96,14 +116,13 @@ class _Layer:
     layer: Any
     state: LayerState
     recompute: str
+    shelf: Shelf | None = None
     batch: int = 1
 
     def run(self, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """hidden [B,T,C] through both branches."""
         family = self.state.family
         self.batch, length, columns = hidden.shape
-        if self.recompute != "none" and torch.compiler.is_compiling():
-            raise RuntimeError(f"memory.recompute {self.recompute!r} needs eager mode; use none under torch.compile")
         given = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
         rows = hidden.reshape(self.batch * length, columns)
         middle = self._attention(rows, given)
@@ -122,13 +141,15 @@ class _Layer:
         if family.rotary and self.state.rope:
             cos, sin = tables
             rotation = self.state.rotations.of(cos, sin, self.batch, rows.dtype)
-        project = partial(self._project, rows, rotation)
+            if self.shelf is not None:
+                self.shelf.leave((rotation.cos, rotation.sin, rotation.positions))
+        project = partial(self._project, rotation)
         if "qkv" in self.recompute:
-            with dropped(project, rows) as keep:
-                made = project(keep)
+            with dropped(project, rows, self.shelf) as keep:
+                made = project(rows, keep)
                 out = self._attend(attention, made, mask, tables, given)
         else:
-            made = project(keep_nothing)
+            made = project(rows, keep_nothing)
             out = self._attend(attention, made, mask, tables, given)
         del made  # before the output's projection needs memory
         return self._add(family.out, out, rows, family.post1, family.drop1)
@@ -143,7 +164,7 @@ class _Layer:
         y = attention(z, attention_mask=mask, **named, **given)[0].flatten(0, 1)
         return self._join(y, rows, family.post1, _outside(family.drop1, family.attention))
 
-    def _project(self, rows: Tensor, rotation: Rotation | None, keep: Keep) -> tuple[Tensor, ...]:
+    def _project(self, rotation: Rotation | None, rows: Tensor, keep: Keep) -> tuple[Tensor, ...]:
         """q, k, v in rows as their projections give them, normed and rotated; or one packed. `keep` sees all stages."""
         made = self._linears(self.state.family.norm1, self.state.family.qkv, rows)
         keep(made)
@@ -252,9 +273,8 @@ class _Layer:
         probabilities = {entry[1] for entry in found if entry is not None}
         plain = family.post2 is None and not self._drops(family.drop2)
         if None in found or norm is None or len(probabilities) > 1 or not plain or _autocast(rows) is not None:
-            eager = replace(self, recompute="none")
-            again: Tensor = checkpoint(eager._feed_forward, rows, residual, use_reentrant=False)
-            return again
+            again = replace(self, recompute="none", shelf=None)
+            return checkpointed(again._feed_forward, rows, residual, shelf=self.shelf)
         projections = [entry[0] for entry in found if entry is not None]
         assert self.state.activation is not None
         return ops.segment_mlp(

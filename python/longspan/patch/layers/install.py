@@ -14,6 +14,7 @@ from longspan.patch import probe
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import FAMILIES, LayerFamily
 from longspan.patch.layers.forward import STATE, lean_forward, lean_norm, state_of
+from longspan.patch.layers.offload import CudaMover, Offload
 from longspan.patch.layers.rotation import Rotations
 from longspan.recipe import Recipe
 
@@ -38,19 +39,23 @@ def install(model: Any, recipe: Recipe) -> LayersPatch:
     for name, on in wanted.items():
         if not on:
             done.skipped[f"lean.{name}"] = f"lean.{name} is false in the recipe: transformers' own part runs"
-    recompute = recipe.memory.recompute
+    memory = recipe.memory
     if not any(wanted.values()):
+        for name in ("recompute", "offload"):
+            if getattr(memory, name) != "none":
+                done.skipped[f"memory.{name}"] = "it is done by longspan's decoder layers, and all their parts are off"
         return done
-    rotations = Rotations()
+    offload = None if memory.offload == "none" else Offload(CudaMover())
+    shared = {"recompute": memory.recompute, "offload": offload, "rotations": Rotations()}
     for path, layer in _decoder_layers(model):
         family = FAMILIES.get(type(layer).__name__)
         reason = _why_not(layer, family)
         if reason is not None or family is None:
             done.skipped[path] = reason or ""
             continue
-        setattr(layer, STATE, state_of(layer, family, **wanted, recompute=recompute, rotations=rotations))
+        setattr(layer, STATE, state_of(layer, family, **wanted, **shared))
         layer.forward = MethodType(lean_forward, layer)
-        done.paths[path] = _describe(layer, wanted, recompute)
+        done.paths[path] = _describe(wanted, memory.recompute, memory.offload)
         done.skipped |= _left_out(path, layer, family, wanted)
     if wanted["norm"]:
         for path, module in _norms_between(model):
@@ -136,9 +141,10 @@ def _why_not(layer: nn.Module, family: LayerFamily | None) -> str | None:
     return None
 
 
-def _describe(layer: nn.Module, wanted: dict[str, bool], recompute: str) -> str:
+def _describe(wanted: dict[str, bool], recompute: str, offload: str) -> str:
     on = ", ".join(name for name, value in wanted.items() if value)
-    return f"decoder layer: {on}" + ("" if recompute == "none" else f"; recomputes {recompute}")
+    again = "" if recompute == "none" else f"; recomputes {recompute}"
+    return f"decoder layer: {on}{again}" + ("" if offload == "none" else f"; saves to {offload}")
 
 
 def _left_out(path: str, layer: nn.Module, family: LayerFamily, wanted: dict[str, bool]) -> dict[str, str]:
