@@ -2,7 +2,8 @@
 
 `python -m bench.memory_plan [--lengths 4096 16384]` trains the demo model for two steps a length, each in a process of
 its own, and writes bench/records/memory_plan.json. Live bytes are the allocator's; growth is the largest resident set
-while training less that before the model was loaded, so it also holds what the allocator keeps in hand.
+while training less that before the model was loaded. It is measured as a run with a budget has it, which gives freed
+memory back at once, and as any other, where it also holds what glibc keeps in hand.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from longspan.train.run import prepare
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo_s2.yaml"
 STEPS = 2
+LIVE, WITH_BUDGET, WITHOUT = FIGURES = ("live", "growth with a budget", "growth")
 
 
 def recipe_of(length: int, recompute: str) -> Recipe:
@@ -41,8 +43,10 @@ def held(model: Any) -> int:
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
-def run(length: int, recompute: str, live: bool) -> int:
+def run(length: int, recompute: str, what: str) -> int:
     """Live bytes, or the growth of the resident set, of two steps in this process."""
+    if what == WITH_BUDGET:
+        memory.return_freed()
     recipe = recipe_of(length, recompute)
     plan.predict(subject_of(recipe, device="cpu"))  # what it imports and keeps is not the run's
     memory.reset_peak()
@@ -63,7 +67,7 @@ def run(length: int, recompute: str, live: bool) -> int:
             optimizer.zero_grad()
 
     memory.reset_peak()
-    if not live:
+    if what != LIVE:
         steps()
         return memory.peak_rss() - before
     weights = held(model)
@@ -84,11 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--recompute", nargs="+", default=["none", "mlp+qkv"])
-    parser.add_argument("--child", choices=["live", "resident"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=FIGURES, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RECORDS / "memory_plan.json")
     arguments = parser.parse_args()
     if arguments.child:
-        print(run(arguments.lengths[0], arguments.recompute[0], arguments.child == "live"))
+        print(run(arguments.lengths[0], arguments.recompute[0], arguments.child))
         return
     rows = []
     table = Table(title=f"{RECIPE.stem}, {STEPS} steps", title_justify="left")
@@ -96,27 +100,26 @@ def main() -> None:
         "tokens",
         "recompute",
         "predicted",
-        "live",
-        "resident growth",
-        "predicted / live",
-        "predicted / growth",
+        *FIGURES,
+        *(f"predicted / {figure}" for figure in FIGURES),
     ):
         table.add_column(name, justify="right")
     for length in arguments.lengths:
         for recompute in arguments.recompute:
             predicted = plan.predict(subject_of(recipe_of(length, recompute), device="cpu")).peak
-            live, resident = (apart(length, recompute, what) for what in ("live", "resident"))
+            measured = {what: apart(length, recompute, what) for what in FIGURES}
             rows.append(
                 {
                     "length": length,
                     "recompute": recompute,
                     "predicted_bytes": predicted,
-                    "live_bytes": live,
-                    "resident_growth_bytes": resident,
+                    **{f"{what.replace(' ', '_')}_bytes": count for what, count in measured.items()},
                 }
             )
-            shown = [f"{count / 2**30:.3f} GiB" for count in (predicted, live, resident)]
-            table.add_row(str(length), recompute, *shown, f"{predicted / live:.4f}", f"{predicted / resident:.4f}")
+            shown = [f"{count / 2**30:.3f} GiB" for count in (predicted, *measured.values())]
+            ratios = [f"{predicted / count:.4f}" for count in measured.values()]
+            table.add_row(str(length), recompute, *shown, *ratios)
+            print(rows[-1], flush=True)
     Console().print(table)
     record = {"env": environment(torch.get_num_threads()), "recipe": RECIPE.stem, "steps": STEPS, "rows": rows}
     arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

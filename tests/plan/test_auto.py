@@ -10,7 +10,7 @@ import pytest
 
 from longspan import patch, plan
 from longspan.recipe import Recipe
-from longspan.train import checkpoint
+from longspan.train import checkpoint, memory
 from longspan.train.planning import settle, subject_of
 from longspan.train.run import log_of, train
 from tests.patch.families import build
@@ -28,12 +28,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def asked(folder: Path, **memory: Any) -> Recipe:
+@pytest.fixture(autouse=True)
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The runs that asked for freed memory to be returned; this process is left as it is."""
+    asked_for: list[bool] = []
+    monkeypatch.setattr(memory, "return_freed", lambda: asked_for.append(True))
+    return asked_for
+
+
+def asked(folder: Path, **section: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "model": str(folder / "model"),
             "data": {"train": str(folder / "text.jsonl"), "length": 96},
-            "memory": memory,
+            "memory": section,
             "trainer": {"steps": 2, "save_every": 1, "output": str(folder / "out")},
         }
     )
@@ -86,6 +94,13 @@ def test_a_run_says_what_it_chose_and_keeps_it_when_resumed(folder: Path) -> Non
     assert again.recompute == result.recompute
     assert again.losses == result.losses[1:]
     assert json.loads((result.output / "log.jsonl").read_text().splitlines()[-1])["recompute"] == result.recompute
+
+
+def test_only_a_run_with_a_budget_returns_what_it_frees(folder: Path, returned: list[bool]) -> None:
+    for budget in (None, "1GiB"):
+        assert not returned
+        train(asked(folder, recompute="none", budget=budget), progress=False, overwrite=True)
+    assert returned == [True]
 
 
 def test_patch_takes_no_auto() -> None:

@@ -138,6 +138,8 @@ class _Run:
         saved = checkpoint.read_state(self.found) if self.found else {}
         settled = planning.settle(recipe, before=saved.get("memory"), cache_dir=self.cache_dir, patched=self.patched)
         recompute = settled.recipe.memory.recompute
+        if settled.predicted_peak is not None:
+            memory.return_freed()  # so that a run that is held to a budget needs what was predicted
         model, tokenizer = prepare(settled.recipe, cache_dir=self.cache_dir, patched=self.patched)
         rows, held_out = data.build(
             recipe.data,
