@@ -7,6 +7,9 @@ STAMPS := $(VENV)/stamps
 NATIVE := $(shell find csrc -type f -not -path 'csrc/simt/*') CMakeLists.txt setup.py build_backend.py
 # CUDA kernels are compiled for this environment where a GPU can run them; the tests of the wheel always compile them.
 export LONGSPAN_CUDA ?= $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
+# Two processes share the test files (tests/conftest.py says which stay together); more only where memory allows.
+TEST_JOBS ?= 2
+TOGETHER = -n $(TEST_JOBS) --dist loadgroup -p no:benchmark
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -54,10 +57,10 @@ demo: $(STAMPS)/native
 	$(BIN)/longspan demo
 
 test: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
-	$(BIN)/python -m pytest -q -m "not sweep and not gpu"
+	$(BIN)/python -m pytest -q $(TOGETHER) -m "not sweep and not gpu"
 
 test-all: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
-	$(BIN)/python -m pytest -q -m "not gpu" --all-mutants
+	$(BIN)/python -m pytest -q $(TOGETHER) -m "not gpu" --all-mutants
 
 # On a machine with a GPU: the CUDA kernels built for it, their tests on it, and times beside the predicted ones.
 $(STAMPS)/native-cuda: $(STAMPS)/dependencies $(STAMPS)/cuda $(NATIVE)

@@ -16,10 +16,20 @@ settings.register_profile("longspan", deadline=None, derandomize=True, print_blo
 settings.load_profile("longspan")
 torch.set_num_threads(2)
 
+BUILDS = ("cuda", "package")  # folders whose tests share the emulation, the compiled kernels or the wheel
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--all-mutants`, which `make test-all` gives."""
     parser.addoption("--all-mutants", action="store_true", help="plant all bugs, also of kernels that did not change")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process runs where several share the tests (pytest-xdist): a file; all files that share a build."""
+    here = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(here).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in BUILDS else str(item.path)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
