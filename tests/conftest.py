@@ -24,12 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-mutants", action="store_true", help="plant all bugs, also of kernels that did not change")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process runs where several share the tests (pytest-xdist): a file; all files that share a build."""
-    here = Path(__file__).parent
-    for item in items:
-        folder = item.path.relative_to(here).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in BUILDS else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What one process runs where several share the tests: a file; all files that share a build."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return next((folder for folder in BUILDS if f"/{folder}/" in path), path)
+
+    return Together(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
