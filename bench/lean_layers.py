@@ -180,7 +180,7 @@ def apart(name: str, length: int, limit: int, attention: dict[str, Any] | None =
     said = (done.stderr or done.stdout).strip().splitlines()[-1:]
     figures = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
     found = {"competitor": name, "length": length, "limit_bytes": limit, "fits": figures is not None}
-    print(found, figures, flush=True)
+    print(found, figures or said, flush=True)
     return found | {"attention": attention, "figures": figures, "said": said if figures is None else []}
 
 
@@ -199,13 +199,19 @@ def alone(name: str, length: int, attention: dict[str, Any] | None) -> dict[str,
     return {"seconds": time.perf_counter() - start, "peak_rss": peak_rss(), "loss": loss}
 
 
-def longest(baseline: list[int], ours: list[int], full: int, limit: int) -> list[dict[str, Any]]:
-    """Steps of the baseline at the given lengths, of the lean model at others, and one with full attention."""
+def longest(
+    baseline: list[int], ours: list[int], full: list[int], limit: int, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Steps of the lean model with a window, of the baseline, and with full attention; other rows of `before` stay."""
     lean = "longspan, recompute mlp+qkv"
     window = {"method": "window", "size": 1024, "sinks": 4}
-    found = [apart(BASELINE, length, limit) for length in baseline]
-    found += [apart(lean, length, limit, window) for length in ours]
-    return found + ([apart(lean, full, limit)] if full else [])
+    wanted: list[tuple[str, int, dict[str, Any] | None]] = [
+        *((lean, length, window) for length in ours),
+        *((BASELINE, length, None) for length in baseline),
+        *((lean, length, None) for length in full),
+    ]
+    others = [row for row in before if (row["competitor"], row["length"], row["attention"]) not in wanted]
+    return others + [apart(name, length, limit, attention) for name, length, attention in wanted]
 
 
 def main() -> None:
@@ -213,9 +219,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="kept, steps, curve, longest (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=22.0, help="GiB that a process of `longest` may use")
-    parser.add_argument("--baseline-lengths", type=int, nargs="*", default=[11264, 12288])
+    parser.add_argument("--baseline-lengths", type=int, nargs="*", default=[10240, 11264])
     parser.add_argument("--our-lengths", type=int, nargs="*", default=[67584])
-    parser.add_argument("--full-length", type=int, default=32768, help="of the step with full attention; 0 for none")
+    parser.add_argument("--full-lengths", type=int, nargs="*", default=[32768], help="of steps with full attention")
     parser.add_argument("--one", choices=list(COMPETITORS), help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--attention", type=json.loads, help=argparse.SUPPRESS)
@@ -232,7 +238,13 @@ def main() -> None:
             steps(4096, list(COMPETITORS), arguments.rounds),
             steps(8192, [BASELINE, "longspan, S2"], max(1, arguments.rounds - 1)),
         ],
-        "longest": lambda: longest(arguments.baseline_lengths, arguments.our_lengths, arguments.full_length, limit),
+        "longest": lambda: longest(
+            arguments.baseline_lengths,
+            arguments.our_lengths,
+            arguments.full_lengths,
+            limit,
+            results.get("longest", {}).get("result", []),
+        ),
     }
     unknown = set(arguments.parts) - set(everything)
     if unknown:

@@ -1,9 +1,9 @@
 """A plan against a run: predicted live bytes, measured live bytes, and how much the process grew.
 
 `python -m bench.memory_plan [--lengths 4096 16384]` trains the demo model for two steps a length, each in a process of
-its own, and writes bench/records/memory_plan.json. Live bytes are the allocator's; growth is the largest resident set
-while training less that before the model was loaded. It is measured as a run with a budget has it, which gives freed
-memory back at once, and as any other, where it also holds what glibc keeps in hand.
+its own, and writes bench/records/memory_plan.json, where rows of other lengths stay. Live bytes are the allocator's;
+growth is the largest resident set while training less that before the model was loaded. It is measured as a run with a
+budget has it, which gives freed memory back at once, and as any other, where it also holds what glibc keeps in hand.
 """
 
 from __future__ import annotations
@@ -84,6 +84,16 @@ def apart(length: int, recompute: str, what: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+def kept_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Those of the record that are not measured again."""
+    if not arguments.output.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(arguments.output.read_text(encoding="utf-8"))["rows"]
+    return [
+        row for row in rows if row["length"] not in arguments.lengths or row["recompute"] not in arguments.recompute
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
@@ -94,7 +104,7 @@ def main() -> None:
     if arguments.child:
         print(run(arguments.lengths[0], arguments.recompute[0], arguments.child))
         return
-    rows = []
+    rows = kept_rows(arguments)
     table = Table(title=f"{RECIPE.stem}, {STEPS} steps", title_justify="left")
     for name in (
         "tokens",
@@ -119,10 +129,9 @@ def main() -> None:
             shown = [f"{count / 2**30:.3f} GiB" for count in (predicted, *measured.values())]
             ratios = [f"{predicted / count:.4f}" for count in measured.values()]
             table.add_row(str(length), recompute, *shown, *ratios)
-            print(rows[-1], flush=True)
+            record = {"env": environment(torch.get_num_threads()), "recipe": RECIPE.stem, "steps": STEPS, "rows": rows}
+            arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     Console().print(table)
-    record = {"env": environment(torch.get_num_threads()), "recipe": RECIPE.stem, "steps": STEPS, "rows": rows}
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,12 +78,12 @@ def test_checkpointing_by_transformers() -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "mlp", "mlp+qkv", "layer"])
 def test_what_stays_on_the_device(recompute: str) -> None:
-    """Between forward and backward layers hold nothing but small vectors; the loss and the last norm keep theirs."""
+    """Between forward and backward layers hold nothing but small vectors; the rest, and no weight, is on the host."""
     long = 512
     changes = {"max_position_embeddings": long}
-    kept = {}
+    kept, moved_bytes = {}, {}
     for layers in (2, 4):
-        model, twin, _ = pair("llama", recompute=recompute, num_hidden_layers=layers, **changes)
+        model, twin, mover = pair("llama", recompute=recompute, num_hidden_layers=layers, **changes)
         for name, one in (("here", model), ("away", twin)):
             one.requires_grad_(False)
             ids = tokens(1, long)
@@ -92,11 +92,13 @@ def test_what_stays_on_the_device(recompute: str) -> None:
             with measure() as live:
                 loss = one(**given).loss
             kept[name, layers] = live.end_bytes
+            moved_bytes[layers] = sum(one.values.nbytes for one in mover.held)
             del loss
     one_layer = (kept["here", 4] - kept["here", 2]) / 2
     left = (kept["away", 4] - kept["away", 2]) / 2
     assert one_layer >= 64 * long * 4
     assert left <= 2 * 1024 + torch.get_rng_state().numel()  # less than SMALLEST each: rstd; the generator's state
+    assert (moved_bytes[4] - moved_bytes[2]) / 2 == pytest.approx(one_layer - left, rel=0.03)
 
 
 def test_each_storage_moves_once_and_a_layer_ahead() -> None:
