@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="kept, steps, curve, longest (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=22.0, help="GiB that a process of `longest` may use")
-    parser.add_argument("--baseline-lengths", type=int, nargs="*", default=[10240, 11264])
+    parser.add_argument("--baseline-lengths", type=int, nargs="*", default=[9216, 10240])
     parser.add_argument("--our-lengths", type=int, nargs="*", default=[67584])
     parser.add_argument("--full-lengths", type=int, nargs="*", default=[32768], help="of steps with full attention")
     parser.add_argument("--one", choices=list(COMPETITORS), help=argparse.SUPPRESS)
