@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ settings.register_profile("longspan", deadline=None, derandomize=True, print_blo
 settings.load_profile("longspan")
 torch.set_num_threads(2)
 
+SMALL_MODELS = ("adapters", "patch", "plan", "positions")  # so small that threads only wait for each other
 BUILDS = ("cuda", "package")  # folders whose tests share the emulation, the compiled kernels or the wheel
 
 
@@ -42,6 +44,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("devices and instruction sets")
     for line in machine.coverage_lines():
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For folders of small models; a test may ask for more itself."""
+    if request.path.relative_to(Path(__file__).parent).parts[0] not in SMALL_MODELS:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 
 from longspan.plan.predict import Prediction, Subject, predict
 from longspan.recipe.sections import OFFLOAD, RECOMPUTE
+from longspan.recipe.sizes import gib
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,7 @@ def least_recompute(subject: Subject, budget: int) -> tuple[str, Prediction]:
             return name, found[name]
     name = min(found, key=lambda name: found[name].peak)
     raise ValueError(
-        f"memory.recompute auto: no choice fits {_gib(budget)}; the smallest is {name} with a predicted peak of "
-        f"{_gib(found[name].peak)}. Give a larger memory.budget, or a smaller data.length or trainer.batch "
+        f"memory.recompute auto: no choice fits {gib(budget)}; the smallest is {name} with a predicted peak of "
+        f"{gib(found[name].peak)}. Give a larger memory.budget, or a smaller data.length or trainer.batch "
         "(`longspan plan` finds the length that fits)"
     )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory as people write and read them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def parse_size(given: Any) -> int:
     if size < 1:
         raise ValueError(f"must be at least 1 byte, not {given!r}")
     return size
+
+
+def gib(count: float) -> str:
+    """Bytes as '1.25 GiB'."""
+    return f"{count / 2**30:.2f} GiB"

@@ -14,6 +14,7 @@ from longspan import plan
 from longspan.patch.layers import refuse_host
 from longspan.recipe import Recipe
 from longspan.recipe.sections import AUTO
+from longspan.recipe.sizes import gib
 from longspan.train import memory
 from longspan.train.model import load_config
 from longspan.train.optimizer import build_optimizer
@@ -78,14 +79,12 @@ def settle(
     if section.recompute == AUTO:
         name, prediction = plan.least_recompute(subject, budget)
         recipe = recipe.replace({"memory.recompute": name})
-        logger.info(
-            "memory.recompute auto: %s, predicted peak %.2f of %.2f GiB", name, prediction.peak / 2**30, budget / 2**30
-        )
+        logger.info("memory.recompute auto: %s, predicted peak %s of %s", name, gib(prediction.peak), gib(budget))
     else:
         prediction = plan.predict(subject)
         if prediction.peak > budget:
             raise ValueError(
-                f"the predicted peak {prediction.peak / 2**30:.2f} GiB is above memory.budget {section.budget}; "
+                f"the predicted peak {gib(prediction.peak)} is above memory.budget {section.budget}; "
                 "`longspan plan` shows what fits, memory.recompute: auto chooses"
             )
     return Settled(recipe, prediction.peak, budget)
