@@ -4,6 +4,7 @@
 //   loss <dtype> <rows> <vocabulary>
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
 //   rope <dtype> <tokens> <heads> <D> <pairs> <interleaved 0|1> <aligned 0|1>
+//   block_score <dtype> <tokens> <heads> <key heads> <D> <aligned 0|1>
 //   glu fwd|bwd <dtype> <activation> <rows> <F>
 //   lora fwd|bwd <dtype> <dtype of adapters> <rows> <C> <N> <R> <dropout 0|1>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
@@ -19,6 +20,7 @@
 #include "loss/loss.h"
 #include "norm/norm.h"
 #include "rope/rope.h"
+#include "select/select.h"
 
 using namespace longspan::kernels;
 
@@ -134,6 +136,20 @@ void rope(std::istream& words) {
   rope_cuda({interleaved, false}, {x, x, table, table, reinterpret_cast<const int64_t*>(scratch), 0}, context());
 }
 
+void block_score(std::istream& words) {
+  std::string name;
+  int64_t M, H, K, D;
+  bool aligned;
+  if (!(words >> name >> M >> H >> K >> D >> aligned))
+    throw std::invalid_argument("block_score takes dtype, four sizes and alignment");
+  const int64_t row = round_up(D, 8) + (aligned ? 0 : 1), N = ceil_div(M, 64);
+  const auto rows = [&](int64_t heads) { return View<3>{scratch, dtype_of(name), {M, heads, D}, {heads * row, row, 1}}; };
+  const auto* numbers = reinterpret_cast<const int32_t*>(scratch);
+  block_score_cuda({1.0, true},
+                   {rows(H), rows(K), numbers, numbers, numbers, {scratch, DType::kFloat32, {1, N, N}, {N * N, N, 1}}},
+                   context());
+}
+
 void glu(std::istream& words) {
   std::string direction, name, activation;
   int64_t T, F;
@@ -169,6 +185,8 @@ int main() {
         glu(words);
       else if (op == "rope")
         rope(words);
+      else if (op == "block_score")
+        block_score(words);
       else
         throw std::invalid_argument("no op " + op);
     } catch (const std::exception& error) {

@@ -136,7 +136,24 @@ class Lora:
         return " ".join(["lora", self.direction, self.dtype, self.adapter, *map(str, sizes)])
 
 
-Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora
+@dataclass(frozen=True)
+class BlockScore:
+    """One call of the scores of pairs of blocks, causal, blocks of 64 tokens."""
+
+    dtype: str
+    aligned: bool
+    tokens: int = 4096
+    heads: int = 32
+    key_heads: int = 8
+    D: int = 128
+
+    def line(self) -> str:
+        """For the launcher."""
+        sizes = [self.tokens, self.heads, self.key_heads, self.D, int(self.aligned)]
+        return " ".join(["block_score", self.dtype, *map(str, sizes)])
+
+
+Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora | BlockScore
 
 
 @dataclass(frozen=True)
@@ -188,6 +205,7 @@ def every_dispatch() -> list[Problem]:
     found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
     found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
     found += [Rope(dtype, *options) for dtype in DTYPES for options in itertools.product((False, True), repeat=2)]
+    found += [BlockScore(dtype, aligned) for dtype in DTYPES for aligned in (True, False)]
     found += [Glu(*options) for options in itertools.product(("fwd", "bwd"), DTYPES, ACTIVATIONS)]
     found += [
         Lora(direction, dtype, adapter, dropout)

@@ -11,5 +11,6 @@ void bind_lora(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
+void bind_select(pybind11::module_& m);
 
 }  // namespace longspan::host

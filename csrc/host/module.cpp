@@ -26,4 +26,5 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
   longspan::host::bind_loss(m);
   longspan::host::bind_norm(m);
   longspan::host::bind_rope(m);
+  longspan::host::bind_select(m);
 }

@@ -21,6 +21,7 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/norm/bwd.cu
   csrc/kernels/norm/fwd.cu
   csrc/kernels/rope/rope.cu
+  csrc/kernels/select/block_score.cu
 )
 # Of these, what includes CuTe.
 set(CUTE_KERNEL_SOURCES

@@ -125,7 +125,7 @@ __global__ void indexed(float* x, int at) {
 """
 # One tile of 16 x 8 x 16 a pass, fetched a pass before; `Extra` dependent operations on the result.
 MULTIPLY = """
-#include "attention/mma_tile.cuh"
+#include "common/mma_tile.cuh"
 using namespace longspan::kernels;
 template <int Extra>
 __global__ void multiply(const __nv_bfloat16* tiles, float* out, int count) {

@@ -1,8 +1,8 @@
 // Attention backward in float32 by plain FMA; the same two kernels as on tensor cores (bwd_mma.cuh).
 #include <cmath>
 
-#include "attention/fma_tile.cuh"
 #include "attention/launch.h"
+#include "common/fma_tile.cuh"
 
 namespace longspan::kernels {
 namespace {

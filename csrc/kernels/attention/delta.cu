@@ -1,9 +1,9 @@
 // Row terms of the backward: delta = sum_d dout out - dlse, and lse in base 2.
 #include <cmath>
 
-#include "attention/fma_tile.cuh"
 #include "attention/launch.h"
 #include "common/convert.cuh"
+#include "common/fma_tile.cuh"
 
 namespace longspan::kernels {
 namespace {

@@ -1,8 +1,8 @@
 // Attention forward in float32 by plain FMA: blocked online softmax on tiles of 32 rows and 32 keys.
 #include <cmath>
 
-#include "attention/fma_tile.cuh"
 #include "attention/launch.h"
+#include "common/fma_tile.cuh"
 
 namespace longspan::kernels {
 namespace {

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "attention/device.cuh"
-#include "attention/mma_tile.cuh"
+#include "common/mma_tile.cuh"
 
 namespace longspan::kernels {
 

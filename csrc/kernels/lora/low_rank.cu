@@ -1,5 +1,5 @@
 // s = (z . D) A^T, ds = dy B, dA = ds^T (z . D) and dB = dy^T s on tensor cores: one read of the wide array.
-#include "attention/mma_tile.cuh"
+#include "common/mma_tile.cuh"
 #include "lora/low_rank.cuh"
 
 namespace longspan::kernels {

@@ -1,6 +1,6 @@
 // The low-rank products by FMA: float32, and 16-bit rows with adapters in float32, whose gradients are as exact as floats.
 // The same blocks as on tensor cores.
-#include "attention/fma_tile.cuh"
+#include "common/fma_tile.cuh"
 #include "common/units.cuh"
 #include "lora/low_rank.cuh"
 

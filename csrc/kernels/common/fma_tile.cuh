@@ -1,7 +1,6 @@
 #pragma once
 // Tiles of floats in shared memory and their products by plain FMA: the float32 path, exact to float rounding.
 // A block of 128 threads is 16 x 8: thread (y, x) = (t / 8, t % 8) holds rows y + 16 i and columns x + 8 j of a product.
-#include "attention/device.cuh"
 #include "common/simt.h"
 
 namespace longspan::kernels {
@@ -46,12 +45,9 @@ SIMT_DEVICE float dot_step(float sum, const float4& a, const float4& b) {
   return sum + (a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w);
 }
 
-/// c[i][j] = <a row y + 16 i, b row x + 8 j>.
+/// c[i][j] += <a row y + 16 i, b row x + 8 j>.
 template <int D, int RowsA, int RowsB>
-SIMT_DEVICE void multiply_rows(float (&c)[RowsA / 16][RowsB / 8], const float* a, const float* b) {
-  SIMT_UNROLL
-  for (int i = 0; i < RowsA / 16; ++i) SIMT_UNROLL
-  for (int j = 0; j < RowsB / 8; ++j) c[i][j] = 0;
+SIMT_DEVICE void add_products(float (&c)[RowsA / 16][RowsB / 8], const float* a, const float* b) {
   SIMT_UNROLL_4
   for (int d = 0; d < D; d += 4) {
     float4 left[RowsA / 16], right[RowsB / 8];
@@ -65,6 +61,15 @@ SIMT_DEVICE void multiply_rows(float (&c)[RowsA / 16][RowsB / 8], const float* a
     for (int i = 0; i < RowsA / 16; ++i) SIMT_UNROLL
     for (int j = 0; j < RowsB / 8; ++j) c[i][j] = dot_step(c[i][j], left[i], right[j]);
   }
+}
+
+/// c[i][j] = <a row y + 16 i, b row x + 8 j>.
+template <int D, int RowsA, int RowsB>
+SIMT_DEVICE void multiply_rows(float (&c)[RowsA / 16][RowsB / 8], const float* a, const float* b) {
+  SIMT_UNROLL
+  for (int i = 0; i < RowsA / 16; ++i) SIMT_UNROLL
+  for (int j = 0; j < RowsB / 8; ++j) c[i][j] = 0;
+  add_products<D, RowsA, RowsB>(c, a, b);
 }
 
 /// Writes c, laid out as multiply_rows gives it, to a shared array with rows of `Stride` floats.
