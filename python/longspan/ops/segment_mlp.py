@@ -27,6 +27,7 @@ def segment_mlp(
     segment: int = 2048,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """residual + down(act(gate) * up) with gate, up = norm_lora_linear(x, up, norm), `segment` rows at a time.
 
@@ -38,6 +39,7 @@ def segment_mlp(
     Differentiable, once, in x, residual and all tensors of the projections and the norm. Saved: x by reference; gate
     and up exist for one segment only, forward and backward, and are made again for the gradient, which costs the
     products of `up` once more. Equal to the same ops on all rows at once: y bit for bit, sums over rows up to rounding.
+    known: y, computed before without a graph; then only the gradient is left to do.
 
     Raises ValueError for what does not fit. Source: Chen et al. 2016 (recomputation), by rows instead of layers.
     """
@@ -54,11 +56,18 @@ def segment_mlp(
             f"segment_mlp: residual has shape {tuple(residual.shape)}; it must be "
             f"{(*x.shape[:-1], down.weight.shape[0])}"
         )
+    if known is not None and (known.requires_grad or known.shape != (*x.shape[:-1], down.weight.shape[0])):
+        raise ValueError(
+            f"segment_mlp: known has shape {tuple(known.shape)}, requires_grad {known.requires_grad}; it must be "
+            f"{(*x.shape[:-1], down.weight.shape[0])} and computed without a graph"
+        )
     rows, added = as_rows(x), None if residual is None else as_rows(residual)
     segments = max(1, -(-rows.shape[0] // segment))
     seeds = _seeds(seed, segments, len(up) + 1, x.device) if dropout_p > 0 else None
     branch = _Branch.of(up, down, norm, activation, packed, dropout_p, segment)
-    y: Tensor = _SegmentMlp.apply(branch, seeds, rows, added, *branch.tensors)
+    y: Tensor = _SegmentMlp.apply(
+        branch, seeds, None if known is None else (as_rows(known),), rows, added, *branch.tensors
+    )
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -124,11 +133,19 @@ class _SegmentMlp(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, branch: _Branch, seeds: Tensor | None, rows: Tensor, added: Tensor | None, *tensors: Tensor | None
+        ctx: Any,
+        branch: _Branch,
+        seeds: Tensor | None,
+        known: tuple[Tensor] | None,
+        rows: Tensor,
+        added: Tensor | None,
+        *tensors: Tensor | None,
     ) -> Tensor:
         ctx.branch = replace(branch, tensors=())
         ctx.added = added is not None
         ctx.save_for_backward(rows, seeds, *tensors)
+        if known is not None:
+            return known[0]
         parts = []
         for index, start in enumerate(range(0, max(1, rows.shape[0]), branch.segment)):
             part = slice(start, start + branch.segment)
@@ -142,13 +159,13 @@ class _SegmentMlp(Function):
             raise RuntimeError("segment_mlp is differentiable once; its gradient has no graph (create_graph=True)")
         rows, seeds, *tensors = ctx.saved_tensors
         branch: _Branch = ctx.branch
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[5:]
         leaves = [
             None if t is None else t.detach().requires_grad_(need) for t, need in zip(tensors, wanted, strict=True)
         ]
         targets = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
         sums: list[Tensor] = []
-        drows = torch.empty_like(rows) if ctx.needs_input_grad[2] else None
+        drows = torch.empty_like(rows) if ctx.needs_input_grad[3] else None
         for index, start in enumerate(range(0, max(1, rows.shape[0]), branch.segment)):
             part = slice(start, start + branch.segment)
             x = rows[part].detach().requires_grad_(drows is not None)
@@ -164,4 +181,4 @@ class _SegmentMlp(Function):
             sums = list(found) if not sums else [total.add_(more) for total, more in zip(sums, found, strict=True)]
         remaining = iter(sums)
         gradients = [next(remaining) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
-        return None, None, drows, dy if ctx.added else None, *gradients
+        return None, None, None, drows, dy if ctx.added else None, *gradients
