@@ -196,12 +196,12 @@ def locked(folder: Path, *, wait: bool, purpose: str) -> Iterator[None]:
         yield
 
 
-def write_file(path: Path, content: str) -> None:
-    """Write a text file so that it is old or new after a kill, never half: temporary file, sync, rename."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) so that it is old or new after a kill, never half: temporary file, sync, rename."""
     temporary = path.with_name(f"{STAGING_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(content)
+        with temporary.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

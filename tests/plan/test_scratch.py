@@ -62,6 +62,7 @@ def run_all(T: int, dtype: torch.dtype, dropout: float, norm: str, bias: bool, f
     with Compare() as found:
         made = ops.norm_lora_linear(x, group, spec, dropout_p=dropout)
         q, k, v = (y.unflatten(1, (n, D)).transpose(0, 1)[None] for y, (n, _) in zip(made, heads, strict=True))
+        ops.block_score(made[0].unflatten(1, (H, D)), made[1].unflatten(1, (K, D)), ops.TokenBlocks.even(1, T))
         pattern = ops.AttentionPattern.s2(group_size=64) if T % 2 else None
         out = ops.attention(q, k, v, pattern, softcap=5.0 if bias else None)
         rows = out[0].transpose(0, 1).reshape(T, -1)

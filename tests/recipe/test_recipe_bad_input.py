@@ -73,7 +73,37 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
         {"attention": {"train": {"method": "window", "size": 0}}},
         "attention.train.size: input should be greater than or equal to 1, not 0",
     ),
-    ({"tokens": {"method": "lemo"}}, "tokens: tokens method 'lemo' is not available yet; available: none"),
+    ({"tokens": {"method": "tokentune"}}, "tokens: unknown tokens method 'tokentune'; available: lemo, none"),
+    (
+        {"tokens": {"method": "lemo", "selector": "score"}},
+        "tokens.selector: unknown selector 'score'; did you mean 'scores'? available: predictor, scores, random, "
+        "token_loss, gradient",
+    ),
+    (
+        {"tokens": {"method": "lemo", "layers": [1, 1]}},
+        "tokens.layers: layers is [1, 1]; allowed: later-half, thresholds, or a list of different layer numbers from 0",
+    ),
+    (
+        {"tokens": {"method": "lemo", "layers": "thresholds"}},
+        "tokens: layers: thresholds and the key thresholds (a file) go together; give both or none",
+    ),
+    (
+        {"tokens": {"method": "lemo", "layers": "thresholds", "thresholds": "t.json"}},
+        "tokens: thresholds are of scores; selector 'random' has none, use predictor or scores",
+    ),
+    (
+        {"tokens": {"method": "lemo", "selector": "predictor"}},
+        "tokens: selector is 'predictor' and predictor None; selector: predictor needs a file of `longspan lemo "
+        "train-predictor` (or 'untrained'), and no other selector takes one",
+    ),
+    (
+        {"tokens": {"method": "lemo", "forward": "eliminate", "selector": "gradient"}},
+        "tokens: selector 'gradient' is known in the backward only; forward: eliminate takes predictor, scores, random",
+    ),
+    (
+        {"tokens": {"method": "lemo", "forward": "dense", "mlp": "skip"}},
+        "tokens: mlp: skip changes the forward; forward: dense takes mlp: dense, rows or cols",
+    ),
     (
         {"ffn": {"train": {"method": "routed"}}},
         "ffn.train: ffn method 'routed' is not available yet; available: dense",

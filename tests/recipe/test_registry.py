@@ -60,7 +60,7 @@ def test_a_class_must_carry_the_name_it_is_registered_under() -> None:
         ("attention", "pq", "attention method 'pq' is not available yet; available: full, s2, window"),
         ("attention", "windw", "unknown attention method 'windw'; did you mean 'window'? available: full, s2, window"),
         ("attention", "zzzzzz", "unknown attention method 'zzzzzz'; available: full, s2, window"),
-        ("tokens", "lemo", "tokens method 'lemo' is not available yet; available: none"),
+        ("tokens", "lemma", "unknown tokens method 'lemma'; did you mean 'lemo'? available: lemo, none"),
         ("ffn", "routed", "ffn method 'routed' is not available yet; available: dense"),
         ("positions", "yarn", "positions method 'yarn' is not available yet; available: linear, none"),
         ("positions", "yarm", "unknown positions method 'yarm'; did you mean 'yarn'? available: linear, none"),

@@ -2,6 +2,7 @@
 
 from longspan.ops.attention import attention
 from longspan.ops.blocks import TokenBlocks
+from longspan.ops.column_mlp import column_mlp
 from longspan.ops.glu import ACTIVATIONS, activation, geglu, glu, swiglu
 from longspan.ops.kept_rows import KeptRows, gather_rows, linear_scatter_add_, scatter_add_rows
 from longspan.ops.layout import TokenLayout
@@ -29,6 +30,7 @@ __all__ = [
     "activation",
     "attention",
     "block_score",
+    "column_mlp",
     "gather_rows",
     "geglu",
     "glu",

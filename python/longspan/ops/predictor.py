@@ -70,27 +70,36 @@ def predictor_score(x: Tensor, weights: PredictorWeights, blocks: TokenBlocks) -
     return torch.cat([keys[a:b] @ queries[a:b].sum(0) for a, b in borders])
 
 
-def predictor_pairs(x: Tensor, weights: PredictorWeights, blocks: TokenBlocks) -> Tensor:
+def predictor_pairs(
+    x: Tensor, weights: PredictorWeights, blocks: TokenBlocks, *, zeros: Sequence[Tensor] | None = None
+) -> Tensor:
     """A[s,m,n] = sum_p <Q[m,p], K[n,p]> of every pair of blocks of a segment: [S,N,N], N = blocks.most, 0 elsewhere.
 
     The form that is trained against `block_score`; differentiable in the weights, x is a constant. Shapes and dtypes as
-    `predictor_score`; returns float32 (float64).
+    `predictor_score`; returns float32 (float64). zeros: int64 counters of the four hidden layers (the query's two, the
+    key's two), to each unit of which the number of blocks and pieces is added where it is not positive.
     """
     _check(x, weights, blocks)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     flat = flatten_blocks(x.detach(), weights, blocks, 0, len(blocks.starts))
-    queries, keys = (_network(flat, side).flatten(1).to(wide) for side in (weights.query, weights.key))
+    counters = (None, None) if zeros is None else (zeros[:2], zeros[2:])
+    sides = zip((weights.query, weights.key), counters, strict=True)
+    queries, keys = (_network(flat, side, counted).flatten(1).to(wide) for side, counted in sides)
     made = []
     for a, b in itertools.pairwise(blocks.cu_blocks):
         made.append(functional.pad(queries[a:b] @ keys[a:b].mT, (0, blocks.most - (b - a)) * 2))
     return torch.stack(made) if made else x.new_zeros(0, blocks.most, blocks.most, dtype=wide)
 
 
-def _network(flat: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def _network(flat: Tensor, weights: Sequence[Tensor], zeros: Sequence[Tensor] | None = None) -> Tensor:
     """[n, P, block * piece] -> [n, P, piece]."""
-    first, second, last = weights
-    hidden = functional.relu(functional.linear(flat, first))
-    return functional.linear(functional.relu(functional.linear(hidden, second)), last)
+    *inner, last = weights
+    for place, weight in enumerate(inner):
+        flat = functional.linear(flat, weight)
+        if zeros is not None:
+            zeros[place] += (flat.detach() <= 0).flatten(0, -2).sum(0)
+        flat = functional.relu(flat)
+    return functional.linear(flat, last)
 
 
 def flatten_blocks(x: Tensor, weights: PredictorWeights, blocks: TokenBlocks, begin: int, end: int) -> Tensor:

@@ -10,22 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-aten = torch.ops.aten
-# What costs something, draws random numbers, or is written in place later; everything else runs again on its rows.
-_ATEN = frozenset(
-    (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.native_dropout.default, aten.clone.default)
-)
 _HEADS_FIRST = frozenset(("attention_fwd", "rope"))
 _IN_PLACE = frozenset(("rope_",))
 
 
 class Recording(TorchDispatchMode):
-    """Inside it, a computation on M rows runs as ever; results of its products are remembered.
+    """Inside it, a computation on M rows runs as ever; results of longspan's ops are remembered.
 
     `replay(rows)` is then a context in which the same computation on the rows `rows` alone, in the same order, takes
     those results at its rows instead of computing them; autograd saves what it would have saved for these rows. Batches
-    are flattened: what was [B,H,T,D] becomes [1,H,K,D].
+    are flattened: what was [B,H,T,D] becomes [1,H,K,D]. Torch's own ops are computed again, on these rows. Random
+    numbers must not be drawn.
     """
 
     def __init__(self, size: int) -> None:
@@ -53,6 +50,7 @@ class _Replay(TorchDispatchMode):
     def __init__(self, recording: Recording, rows: Tensor) -> None:
         super().__init__()
         self.recording, self.rows = recording, rows
+        self.picked: list[Tensor] = []  # as they are after all that was written to them in place
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_remembered(func):
@@ -62,18 +60,22 @@ class _Replay(TorchDispatchMode):
             expected = results[0][0] if results else "nothing"
             raise RuntimeError(f"replay: the computation calls {func} where it called {expected} on all rows")
         _, out = results.pop(0)
+        if _name(func) in _IN_PLACE:
+            known = {x.untyped_storage()._cdata for x in self.picked}
+            return None if args[0].untyped_storage()._cdata in known else func(*args, **(kwargs or {}))
         pick = self._pick_heads if _name(func) in _HEADS_FIRST else self._pick
-        return _each(out, pick)
+        found = _each(out, pick)
+        self.picked += [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        return found
 
     def _pick(self, x: Tensor) -> Tensor:
         """[M n, ...] -> [K n, ...]: n results a row."""
-        if x.numel() == 0 or x.dim() == 0:
+        size = self.recording.size
+        if x.dim() == 0 or x.shape[0] == 0:
             return x
-        if x.shape[0] % self.recording.size:
-            raise RuntimeError(
-                f"replay: a result of shape {tuple(x.shape)} does not belong to {self.recording.size} rows"
-            )
-        rows = x.reshape(self.recording.size, -1, *x.shape[1:])
+        if x.shape[0] % size:
+            raise RuntimeError(f"replay: a result of shape {tuple(x.shape)} does not belong to {size} rows")
+        rows = x.reshape(size, x.shape[0] // size, *x.shape[1:])
         return rows.index_select(0, self.rows).flatten(0, 1)
 
     def _pick_heads(self, x: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def _name(func: Any) -> str:
 
 
 def _is_remembered(func: Any) -> bool:
-    return func.namespace == "longspan" or func in _ATEN
+    return bool(func.namespace == "longspan")
 
 
 def _each(out: Any, pick: Callable[[Tensor], Tensor]) -> Any:

@@ -110,7 +110,7 @@ def attention_forward(
     if options.observed is not None:
         _observe(options.observed, module, kwargs)
     _refuse(options.path, module, query, key, value, dropout, is_causal, kwargs)
-    spec = _spec_of(options.path, attention_mask)
+    spec = spec_of(options.path, attention_mask)
     spec.check(query, key, options.path)
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -141,7 +141,7 @@ def _observe(observed: Observed, module: nn.Module, kwargs: dict[str, Any]) -> N
             observed.extra.setdefault(name, type(value).__name__)
 
 
-def _spec_of(path: str, mask: MaskSpec | Tensor | None) -> MaskSpec:
+def spec_of(path: str, mask: MaskSpec | Tensor | None) -> MaskSpec:
     if isinstance(mask, MaskSpec):
         return mask
     if isinstance(mask, Tensor):

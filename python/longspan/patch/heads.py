@@ -82,6 +82,33 @@ def head_loss(
     )
 
 
+@torch.no_grad()
+def token_losses(
+    head: nn.Module, hidden: Tensor, labels: Tensor, transform: LogitTransform, *, ignore_index: int
+) -> Tensor:
+    """The cross-entropy of every token, 0 where its label is ignored, without a graph: [M] of hidden [..., C]."""
+    linear = plain_linear(head)
+    if linear is not None:
+        losses = ops.segment_linear_cross_entropy(
+            hidden,
+            linear.weight,
+            labels,
+            segment=SEGMENT,
+            ignore_index=ignore_index,
+            bias=linear.bias,
+            logit_softcap=transform.softcap,
+            logit_scale=transform.scale,
+            reduction="none",
+        )
+        return losses.reshape(-1)
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    parts = [
+        nn.functional.cross_entropy(transform(head(part).float()), target, ignore_index=ignore_index, reduction="none")
+        for part, target in zip(rows.split(SEGMENT), targets.split(SEGMENT), strict=True)
+    ]
+    return torch.cat(parts)
+
+
 def _through_module(
     head: nn.Module,
     hidden: Tensor,

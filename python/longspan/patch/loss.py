@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from longspan.patch import heads, probe
 from longspan.patch.heads import LogitTransform
+from longspan.patch.tokens.state import SIGNALS, Signals
 
 STATE = "_longspan_loss"
 CAPTURE = "_longspan_capture"
@@ -83,14 +84,11 @@ def _fused(model: Any, state: LossState, labels: Tensor | None, shifted: Tensor 
         shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if shifted.shape != hidden.shape[:-1]:
         raise ValueError(f"labels are {list(shifted.shape)} but the model scores {list(hidden.shape[:-1])} tokens")
-    loss = heads.head_loss(
-        model.get_output_embeddings(),
-        hidden,
-        shifted.to(hidden.device),
-        state.transform,
-        ignore_index=ignore_index,
-        num_items=num_items,
-    )
+    head, targets = model.get_output_embeddings(), shifted.to(hidden.device)
+    signals: Signals | None = getattr(model, SIGNALS, None)
+    if signals is not None:
+        signals.losses = heads.token_losses(head, hidden, targets, state.transform, ignore_index=ignore_index)
+    loss = heads.head_loss(head, hidden, targets, state.transform, ignore_index=ignore_index, num_items=num_items)
     fields = {name: value for name, value in output.items() if name not in ("loss", "logits")}
     output = type(output)(loss=loss, **fields)
     return output.to_tuple() if as_tuple else output

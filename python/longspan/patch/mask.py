@@ -64,6 +64,7 @@ class MaskSpec:
         self.padding, self.doc, self.window = padding, doc, window
         self._layout: ops.TokenLayout | None = None
         self._built = False
+        self.notes: dict[Any, Any] = {}  # what layers worked out from this mask, for those after them
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -66,11 +66,12 @@ def predict(subject: Subject, *, extrapolate: bool = True) -> Prediction:
     """Dry-run one step, the optimiser's state included.
 
     A model of many equal layers is run with three and with four of them: segments' peaks are affine in their number.
+    With a token method, layers differ and all of them are run.
     extrapolate: False runs all layers. Raises ValueError for a model that longspan does not serve.
     """
     if subject.patched and subject.recipe.memory.offload != "none":
         refuse_host(subject.machine.device)
-    if not extrapolate:
+    if not extrapolate or (subject.patched and subject.recipe.tokens.method != "none"):
         return _prediction(_run(subject, None)[0])
     moments, layers, held = _run(subject, DEEPER)
     if held == layers or held < DEEPER:

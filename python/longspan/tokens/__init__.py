@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from longspan.registry import reserve
-from longspan.tokens.none import AllTokens, TokenMethod
+from longspan.tokens.base import TokenMethod
+from longspan.tokens.lemo import LeMo
+from longspan.tokens.none import AllTokens
 
-reserve("tokens", "lemo")
-
-__all__ = ["AllTokens", "TokenMethod"]
+__all__ = ["AllTokens", "LeMo", "TokenMethod"]

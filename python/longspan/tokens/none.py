@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from longspan.registry import Method, register
-
-
-class TokenMethod(Method):
-    """Config of a token method: which tokens take part in a layer."""
+from longspan.registry import register
+from longspan.tokens.base import TokenMethod
 
 
 @register("tokens", "none")

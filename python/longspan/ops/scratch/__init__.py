@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from longspan.ops._define import NAMESPACE, SCRATCH
-from longspan.ops.scratch import attention, lora, loss, norm
+from longspan.ops.scratch import attention, lora, loss, norm, select
 from longspan.ops.scratch.workspace import Machine, Workspace
 
-__all__ = ["Machine", "attention", "lora", "loss", "norm", "scratch_bytes"]
+__all__ = ["Machine", "attention", "lora", "loss", "norm", "scratch_bytes", "select"]
 
 
 def scratch_bytes(op: str, arguments: Sequence[Any], machine: Machine) -> int:

@@ -17,6 +17,8 @@ from longspan.patch.layers.families import LayerFamily
 from longspan.patch.layers.layer import Layer, apply_norm
 from longspan.patch.layers.offload import Offload, checkpointed
 from longspan.patch.layers.rotation import Rotations
+from longspan.patch.tokens.layer import KeptLayer
+from longspan.patch.tokens.state import Choice, LayerTokens
 
 STATE = "_longspan_layer"
 
@@ -34,6 +36,7 @@ class LayerState:
     activation: str | None = None
     recompute: str = "none"
     offload: Offload | None = None
+    tokens: LayerTokens | None = None
     rotations: Rotations = field(default_factory=Rotations)
     judge: Callable[[Tensor, Tensor, Tensor], None] | None = None  # while patching: (given, expected, hidden)
 
@@ -56,13 +59,14 @@ def lean_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
     if self.gradient_checkpointing and self.training:
         kwargs |= {name: None for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
         if getattr(self, STATE).offload is not None:  # torch's own checkpoint would hold the layer's input
-            return _run(self, False, *args, **kwargs)
-        kept: Tensor = self._gradient_checkpointing_func(partial(_run, self, True, **kwargs), *args)
+            return _run(self, None, *args, **kwargs)
+        kept: Tensor = self._gradient_checkpointing_func(partial(_run, self, Choice(), **kwargs), *args)
         return kept
-    return _run(self, False, *args, **kwargs)
+    return _run(self, None, *args, **kwargs)
 
 
-def _run(layer: Any, checkpointed: bool, *args: Any, **kwargs: Any) -> Tensor:
+def _run(layer: Any, chosen: Choice | None, *args: Any, **kwargs: Any) -> Tensor:
+    """chosen: given by a checkpoint around the layer, in which a second run finds what the first one chose."""
     state: LayerState = getattr(layer, STATE)
     given = dict(zip(state.names, args, strict=False)) | kwargs
     if given.get("encoder_hidden_states") is not None:
@@ -73,24 +77,31 @@ def _run(layer: Any, checkpointed: bool, *args: Any, **kwargs: Any) -> Tensor:
         hidden, rest = _split(state, given)
         state.judge(Layer(layer, state, "none").run(hidden, rest), stock, hidden)
         return stock
-    if checkpointed or not (layer.training and torch.is_grad_enabled()):
-        return Layer(layer, state, "none").run(*_split(state, given))
+    training = layer.training and (chosen is not None or torch.is_grad_enabled())
+    kind: Any = Layer
+    if state.tokens is not None and training:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("tokens.lemo needs eager mode; use tokens: none under torch.compile")
+        kind = partial(KeptLayer, tokens=state.tokens, choice=Choice() if chosen is None else chosen)
+    if chosen is not None or not training:
+        out = kind(layer, state, "none").run(*_split(state, given))
+        return out
     recompute = "layer" if layer.gradient_checkpointing else state.recompute
     if (recompute != "none" or state.offload) and torch.compiler.is_compiling():
         raise RuntimeError(
             f"memory.recompute {recompute!r} and memory.offload need eager mode; use none for both under torch.compile"
         )
     if state.offload is None:
-        return _trained(Layer(layer, state, recompute), *_split(state, given))
+        return _trained(kind(layer, state, recompute), *_split(state, given))
     with state.offload.shelf() as shelf:
         shelf.leave([*layer.parameters(), *layer.buffers()])
         hidden, rest = _split(state, given)
         shelf.leave(x for x in tree_leaves(rest) if isinstance(x, Tensor))
-        return _trained(Layer(layer, state, recompute, shelf), hidden, rest)
+        return _trained(kind(layer, state, recompute, shelf), hidden, rest)
 
 
 def _trained(run: Layer, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-    if run.recompute != "layer":
+    if run.recompute != "layer" or run.keeps_input:
         return run.run(hidden, given)
     again = replace(run, recompute="none", shelf=None)
     return checkpointed(lambda x: again.run(x, given), hidden, shelf=run.shelf)

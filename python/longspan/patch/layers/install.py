@@ -16,6 +16,7 @@ from longspan.patch.layers.families import FAMILIES, LayerFamily
 from longspan.patch.layers.forward import STATE, lean_forward, lean_norm, state_of
 from longspan.patch.layers.offload import CudaMover, Offload
 from longspan.patch.layers.rotation import Rotations
+from longspan.patch.tokens import install as tokens
 from longspan.recipe import Recipe
 
 SWITCHES = ("norm", "mlp", "rope", "lora")
@@ -44,18 +45,29 @@ def install(model: Any, recipe: Recipe) -> LayersPatch:
         for name in ("recompute", "offload"):
             if getattr(memory, name) != "none":
                 done.skipped[f"memory.{name}"] = "it is done by longspan's decoder layers, and all their parts are off"
+        if recipe.tokens.method != "none":
+            raise ValueError(
+                f"tokens.{recipe.tokens.method} is done by longspan's decoder layers, and lean.norm, mlp, rope and "
+                "lora are all false in the recipe; set one of them true"
+            )
         return done
     offload = None if memory.offload == "none" else Offload(CudaMover())
     shared = {"recompute": memory.recompute, "offload": offload, "rotations": Rotations()}
-    for path, layer in _decoder_layers(model):
+    layers = _decoder_layers(model)
+    eliminated = tokens.layers_of(recipe, model, layers)
+    for path, layer in layers:
         family = FAMILIES.get(type(layer).__name__)
         reason = _why_not(layer, family)
+        if path in eliminated and reason is not None:
+            raise ValueError(f"tokens.{recipe.tokens.method} cannot run in {path}: {reason}")
         if reason is not None or family is None:
             done.skipped[path] = reason or ""
             continue
-        setattr(layer, STATE, state_of(layer, family, **wanted, **shared))
+        setattr(layer, STATE, state_of(layer, family, **wanted, **shared, tokens=eliminated.get(path)))
         layer.forward = MethodType(lean_forward, layer)
         done.paths[path] = _describe(wanted, memory.recompute, memory.offload)
+        if path in eliminated:
+            done.paths[path] += f"; {tokens.describe(eliminated[path].config)}"
         done.skipped |= _left_out(path, layer, family, wanted)
     if wanted["norm"]:
         for path, module in _norms_between(model):
@@ -100,6 +112,7 @@ def _check(model: Any) -> None:
 
 def remove(model: nn.Module) -> None:
     """Undo :func:`install`, also on a copy of the model."""
+    tokens.remove(model)
     for module in model.modules():
         if STATE in module.__dict__:
             delattr(module, STATE)

@@ -39,31 +39,40 @@ class Layer:
     shelf: Shelf | None = None
     batch: int = 1
 
+    @property
+    def keeps_input(self) -> bool:
+        """Whether this computation saves nothing but its input, without a checkpoint around it."""
+        return False
+
     def run(self, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """hidden [B,T,C] through both branches."""
-        family = self.state.family
         self.batch, length, columns = hidden.shape
         given = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
         rows = hidden.reshape(self.batch * length, columns)
-        middle = self._attention(rows, given)
-        parallel = family.parallel is not None and bool(parts.attribute(self.layer, family.parallel))
-        out = self._feed_forward(rows if parallel else middle, middle)
+        middle = self.attention(rows, given)
+        out = self.feed_forward(rows if self.parallel else middle, middle)
         return out.reshape(self.batch, length, columns)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both branches read the layer's input."""
+        path = self.state.family.parallel
+        return path is not None and bool(parts.attribute(self.layer, path))
 
     # ---- the attention branch ------------------------------------------------------------------------------------
 
-    def _attention(self, rows: Tensor, given: dict[str, Any]) -> Tensor:
+    def attention(self, rows: Tensor, given: dict[str, Any]) -> Tensor:
+        """rows [B*T,C] through the attention branch; takes its mask and tables out of `given`."""
         family, attention = self.state.family, parts.attribute(self.layer, self.state.family.attention)
         tables, mask = given.pop("position_embeddings", None), given.pop("attention_mask", None)
         if parts.hooked(attention):
             return self._stock_attention(attention, rows, mask, tables, given)
         rotation = None
         if family.rotary and self.state.rope:
-            cos, sin = tables
-            rotation = self.state.rotations.of(cos, sin, self.batch, rows.dtype)
+            rotation = self.rotation(tables, rows.dtype)
             if self.shelf is not None:
                 self.shelf.leave((rotation.cos, rotation.sin, rotation.positions))
-        project = partial(self._project, rotation)
+        project = partial(self.project, rotation)
         if "qkv" in self.recompute:
             with dropped(project, rows, self.shelf) as keep:
                 made = project(rows, keep)
@@ -74,21 +83,25 @@ class Layer:
         del made  # before the output's projection needs memory
         return self._add(family.out, out, rows, family.post1, family.drop1)
 
+    def rotation(self, tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> Rotation:
+        """The rows' rotation."""
+        return self.state.rotations.of(*tables, self.batch, dtype)
+
     def _stock_attention(
         self, attention: nn.Module, rows: Tensor, mask: Any, tables: Any, given: dict[str, Any]
     ) -> Tensor:
         """The attention module itself, for the hooks that it has."""
         family = self.state.family
         named = {} if tables is None else {"position_embeddings": tables}
-        z = self._norm(family.norm1, rows).unflatten(0, (self.batch, -1))
+        z = self.norm(family.norm1, rows).unflatten(0, (self.batch, -1))
         y = attention(z, attention_mask=mask, **named, **given)[0].flatten(0, 1)
         return self._join(y, rows, family.post1, _outside(family.drop1, family.attention))
 
-    def _project(self, rotation: Rotation | None, rows: Tensor, keep: Keep) -> tuple[Tensor, ...]:
+    def project(self, rotation: Rotation | None, rows: Tensor, keep: Keep) -> tuple[Tensor, ...]:
         """q, k, v in rows as their projections give them, normed and rotated; or one packed. `keep` sees all stages."""
-        made = self._linears(self.state.family.norm1, self.state.family.qkv, rows)
+        made = self.linears(self.state.family.norm1, self.state.family.qkv, rows)
         keep(made)
-        made = self._rotated(self._normed_heads(made), rotation)
+        made = self._rotated(self.normed_heads(made), rotation)
         keep(made)
         return made
 
@@ -111,7 +124,7 @@ class Layer:
         q, k, v = made
         return ops.rope_(q, *tables, heads=heads), ops.rope_(k, *tables, heads=kv_heads), v
 
-    def _normed_heads(self, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def normed_heads(self, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Norms over each head of queries and keys (Qwen3)."""
         if self.state.family.qk_norm is None:
             return made
@@ -119,7 +132,7 @@ class Layer:
         heads = self._heads()
         found = []
         for x, n, path in zip((q, k), heads, self.state.family.qk_norm, strict=True):
-            found.append(self._norm(path, x.unflatten(1, (n, -1))).flatten(1))
+            found.append(self.norm(path, x.unflatten(1, (n, -1))).flatten(1))
         return *found, v
 
     def _heads(self) -> tuple[int, int]:
@@ -137,9 +150,7 @@ class Layer:
     ) -> Tensor:
         """Attention over what the projections gave: rows [B*T, H*D]."""
         family = self.state.family
-        q, k, v = (x.unflatten(0, (self.batch, -1)).transpose(1, 2) for x in self._by_head(made))
-        if family.rotary and not self.state.rope:
-            q, k = sys.modules[type(attention).__module__].apply_rotary_pos_emb(q, k, *tables)
+        q, k, v = self.heads(attention, made, tables)
         cache = given.pop(family.cache, None)
         if cache is not None:
             cache = getattr(cache, "self_attention_cache", cache)
@@ -149,7 +160,18 @@ class Layer:
         out, _ = attention_forward(attention, q, k, v, mask, **options, **given)
         return out.reshape(q.shape[0] * q.shape[2], -1)
 
-    def _by_head(self, made: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    def heads(self, attention: nn.Module, made: tuple[Tensor, ...], tables: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B,H,T,D], k and v [B,K,T,D] as the engine takes them."""
+        q, k, v = (x.unflatten(0, (self.batch, -1)).transpose(1, 2) for x in self.by_head(made))
+        if self.state.family.rotary and not self.state.rope:
+            q, k = sys.modules[type(attention).__module__].apply_rotary_pos_emb(q, k, *self.turns(tables))
+        return q, k, v
+
+    def turns(self, tables: Any) -> Any:
+        """transformers' cos and sin of these rows, for its own rotation."""
+        return tables
+
+    def by_head(self, made: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """q, k, v as [B*T,H,D]."""
         heads, kv_heads = self._heads()
         if not self.state.family.packed:
@@ -160,24 +182,25 @@ class Layer:
 
     # ---- the feed-forward branch ---------------------------------------------------------------------------------
 
-    def _feed_forward(self, rows: Tensor, residual: Tensor) -> Tensor:
+    def feed_forward(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """residual + the feed-forward branch of rows [B*T,C]."""
         family, layer = self.state.family, self.layer
         mlp = parts.attribute(layer, family.mlp) if family.mlp else None
         if not self.state.mlp or self.state.activation is None or (mlp is not None and parts.hooked(mlp)):
             return self._stock_feed_forward(rows, residual, mlp)
         if "mlp" in self.recompute:
             return self._segmented(rows, residual)
-        hidden = self._activate(self._linears(family.norm2, family.up, rows))
+        hidden = self.activate(self.linears(family.norm2, family.up, rows))
         return self._add(family.down, hidden, residual, family.post2, family.drop2)
 
-    def _activate(self, wide: tuple[Tensor, ...]) -> Tensor:
+    def activate(self, wide: tuple[Tensor, ...]) -> Tensor:
         name = self.state.activation
         assert name is not None
         return ops.glu(*wide, activation=name) if self.state.family.gated else ops.activation(wide[0], name)
 
     def _stock_feed_forward(self, rows: Tensor, residual: Tensor, mlp: nn.Module | None) -> Tensor:
         family, layer = self.state.family, self.layer
-        z = self._norm(family.norm2, rows).unflatten(0, (self.batch, -1))
+        z = self.norm(family.norm2, rows).unflatten(0, (self.batch, -1))
         if mlp is not None:
             y = mlp(z).flatten(0, 1)
             return self._join(y, residual, family.post2, _outside(family.drop2, family.mlp))
@@ -194,7 +217,7 @@ class Layer:
         plain = family.post2 is None and not self._drops(family.drop2)
         if None in found or norm is None or len(probabilities) > 1 or not plain or _autocast(rows) is not None:
             again = replace(self, recompute="none", shelf=None)
-            return checkpointed(again._feed_forward, rows, residual, shelf=self.shelf)
+            return checkpointed(again.feed_forward, rows, residual, shelf=self.shelf)
         projections = [entry[0] for entry in found if entry is not None]
         assert self.state.activation is not None
         return ops.segment_mlp(
@@ -207,21 +230,26 @@ class Layer:
             residual=residual,
             segment=SEGMENT,
             dropout_p=probabilities.pop(),
+            known=self.known(),
         )
+
+    def known(self) -> Tensor | None:
+        """What the feed-forward gives, where that has been computed."""
+        return None
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _linears(self, norm: str, paths: Sequence[str], rows: Tensor) -> tuple[Tensor, ...]:
+    def linears(self, norm: str, paths: Sequence[str], rows: Tensor) -> tuple[Tensor, ...]:
         """norm(rows) through each of the linear layers."""
         entries = [entry for entry in map(self._linear_of, paths) if entry is not None]
         if len(entries) < len(paths) or len({p for _, p in entries}) > 1:
-            z = self._norm(norm, rows)
+            z = self.norm(norm, rows)
             return tuple(self._linear(path, z, None) for path in paths)
         group, p = [projection for projection, _ in entries], entries[0][1]
         spec = parts.norm_of(parts.attribute(self.layer, norm)) if self.state.norm else None
         dtype = _autocast(rows)
         if spec is None or dtype is not None:
-            rows, spec = self._norm(norm, rows), None
+            rows, spec = self.norm(norm, rows), None
         if dtype is not None:
             rows, group = rows.to(dtype), [_cast(projection, dtype) for projection in group]
         return ops.norm_lora_linear(rows, group, spec, dropout_p=p)
@@ -234,7 +262,7 @@ class Layer:
 
     def _join(self, y: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
         """residual + y through the branch's norm and dropout."""
-        return residual + self._dropout(drop, y if post is None else self._norm(post, y))
+        return residual + self._dropout(drop, y if post is None else self.norm(post, y))
 
     def _linear_of(self, path: str, residual: Tensor | None = None) -> tuple[ops.Projection, float] | None:
         return parts.linear_of(parts.attribute(self.layer, path), residual) if self.state.lora else None
@@ -254,7 +282,7 @@ class Layer:
                 return y
         return y if residual is None else residual + y
 
-    def _norm(self, path: str, x: Tensor) -> Tensor:
+    def norm(self, path: str, x: Tensor) -> Tensor:
         module = parts.attribute(self.layer, path)
         spec = parts.norm_of(module) if self.state.norm else None
         y: Tensor = module(x) if spec is None else apply_norm(spec, x)

@@ -1,0 +1,127 @@
+"""Which decoder layers get a token method, and what each is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from longspan import ops
+from longspan.patch.tokens.predictor_file import PredictorFile, Thresholds, read_predictor, read_thresholds
+from longspan.patch.tokens.state import SIGNALS, WEIGHT, LayerTokens, Signals
+from longspan.recipe import Recipe
+from longspan.tokens.lemo import UNTRAINED, LeMo
+
+FIRST_WIDTH = 128  # hidden units behind a block's flattened rows, as published
+
+
+def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -> dict[str, LayerTokens]:
+    """The token methods of the recipe by the path of their layers; predictors are put into the layers.
+
+    Raises ValueError for a predictor or thresholds of another model, and for what the recipe cannot combine.
+    """
+    config = recipe.tokens
+    if not isinstance(config, LeMo):
+        return {}
+    if config.selector == "token_loss" and (not recipe.lean.loss or recipe.lean.keep_logits):
+        raise ValueError(
+            "tokens.selector token_loss reads the losses of longspan's own loss; set lean.loss true, keep_logits false"
+        )
+    chosen = config.chosen_layers(len(layers))
+    thresholds: dict[int, float | None] = {}
+    if config.thresholds is not None:
+        found = read_thresholds(Path(config.thresholds).expanduser())
+        _check_thresholds(config, found, len(layers))
+        thresholds = found.layers
+        chosen = tuple(layer for layer in chosen if thresholds.get(layer) is not None)
+    file = _predictors(config, model, len(layers), chosen)
+    signals = Signals()
+    done: dict[str, LayerTokens] = {}
+    for number in chosen:
+        path, layer = layers[number]
+        piece = 0
+        if file is not None:
+            piece = file.piece
+            _put(layer, file.layers[number])
+        elif config.selector == "predictor":
+            piece = head_dim(model)
+            _put(layer, untrained(config.block, piece, number))
+        done[path] = LayerTokens(config, path, signals, thresholds.get(number), piece)
+    if config.selector == "token_loss":
+        setattr(model, SIGNALS, signals)
+    return done
+
+
+def remove(model: nn.Module) -> None:
+    """Take away what `layers_of` put into a model."""
+    if SIGNALS in model.__dict__:
+        delattr(model, SIGNALS)
+    for module in model.modules():
+        for i in range(6):
+            if WEIGHT.format(i) in module._buffers:
+                delattr(module, WEIGHT.format(i))
+
+
+def describe(config: LeMo) -> str:
+    """One line for the report."""
+    share = f"thresholds of {config.thresholds}" if config.thresholds else f"{config.keep_ratio:g} of blocks"
+    return f"tokens: lemo, forward {config.forward}, {share} of {config.block} by {config.selector}, mlp {config.mlp}"
+
+
+def _check_thresholds(config: LeMo, found: Thresholds, count: int) -> None:
+    if (found.block, found.count) != (config.block, count):
+        raise ValueError(
+            f"tokens.thresholds: {config.thresholds} is of blocks of {found.block} in {found.count} layers; the recipe "
+            f"has blocks of {config.block} and the model {count} layers"
+        )
+
+
+def _predictors(config: LeMo, model: Any, count: int, chosen: tuple[int, ...]) -> PredictorFile | None:
+    if config.predictor is None or config.predictor == UNTRAINED:
+        return None
+    found = read_predictor(Path(config.predictor).expanduser())
+    hidden = model.config.hidden_size
+    if (found.block, found.hidden, found.count) != (config.block, hidden, count):
+        raise ValueError(
+            f"tokens.predictor: {config.predictor} is of blocks of {found.block} in a model of {found.count} layers of "
+            f"width {found.hidden}; the recipe has blocks of {config.block}, the model {count} layers of width {hidden}"
+        )
+    missing = [layer for layer in chosen if layer not in found.layers]
+    if missing:
+        raise ValueError(
+            f"tokens.predictor: {config.predictor} has no predictor of layer {missing[0]}; it has those of "
+            f"{sorted(found.layers)}"
+        )
+    return found
+
+
+def head_dim(model: Any) -> int:
+    """Channels of a predictor's pieces: those of a head of attention."""
+    config = model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def untrained(block: int, piece: int, number: int, second_width: int | None = None) -> ops.PredictorWeights:
+    """Random weights of the published sizes: 128 hidden units, then as many as a block has inputs."""
+    inputs = block * piece
+    generator = torch.Generator().manual_seed(number)
+
+    def draw(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) * (2.0 / columns) ** 0.5
+
+    def side() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        second = second_width or inputs
+        return draw(FIRST_WIDTH, inputs), draw(second, FIRST_WIDTH), draw(piece, second)
+
+    return ops.PredictorWeights(side(), side(), block, piece)
+
+
+def _put(layer: nn.Module, weights: ops.PredictorWeights) -> None:
+    """Buffers that move with the layer, count as its memory, and are in no checkpoint."""
+    like = next(layer.parameters())
+    for i, tensor in enumerate(weights.tensors):
+        mine = like.detach().new_empty(tensor.shape)
+        mine.copy_(tensor)
+        layer.register_buffer(WEIGHT.format(i), mine, persistent=False)
