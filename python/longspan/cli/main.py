@@ -10,6 +10,7 @@ import longspan
 from longspan.cli import checkout
 from longspan.cli.errors import Group
 from longspan.cli.evaluate import evaluate
+from longspan.cli.lemo import lemo
 from longspan.cli.plan import plan
 from longspan.cli.train import merge, train
 
@@ -44,6 +45,7 @@ app.command()(train)
 app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(merge)
+app.add_typer(lemo, name="lemo")
 
 
 @app.command()
