@@ -134,3 +134,24 @@ def test_parts_are_those_of_the_model() -> None:
     assert prediction.parts["optimizer"] == pytest.approx(moments, rel=0.01)
     mlp, _ = both("llama", asked.replace({"memory.recompute": "mlp"}))
     assert mlp.parts["feed-forward"] == 0
+
+
+LEMO = {"method": "lemo", "block": 16, "layers": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "recompute"),
+    [
+        ("llama", {"forward": "eliminate", "selector": "predictor", "predictor": "untrained", "mlp": "dense"}, "none"),
+        ("llama", {"forward": "eliminate", "selector": "scores", "mlp": "rows"}, "mlp"),
+        ("qwen3", {"forward": "eliminate", "mlp": "skip"}, "mlp+qkv"),
+        ("llama", {"forward": "dense", "mlp": "rows"}, "none"),
+        ("phi3", {"forward": "dense", "mlp": "rows"}, "mlp+qkv"),
+        ("gemma2", {"forward": "dense", "mlp": "dense"}, "layer"),
+        ("llama", {"forward": "dense", "mlp": "rows", "selector": "gradient"}, "none"),
+        ("gpt_neox", {"forward": "dense", "mlp": "dense", "selector": "token_loss"}, "none"),
+    ],
+)
+def test_token_elimination(family: str, method: dict[str, Any], recompute: str) -> None:
+    adapter = LORA | {"dropout": 0.0}
+    assert_predicted(family, recipe(family, adapter, tokens=LEMO | method, memory={"recompute": recompute}))

@@ -1,0 +1,321 @@
+"""Token elimination on the real model against the fused dense layers and plain Hugging Face + PEFT.
+
+SmolLM2-135M with LoRA r=8 on q, k, v, o in float32, on the Python documentation and standard library. Parts:
+
+  kept       bytes that live between forward and backward, a token, and their share of the fused dense model's
+  steps      seconds of a training step, all competitors in turn, medians of ratios of wall and of CPU time
+  attention  the attention half of one layer alone, forward and backward, dense against kept rows; the predictor's share
+  quality    held-out loss, dense evaluation, after the same 60 steps at 2048 tokens, for modes, selectors and ratios
+  recall     trains predictors, and measures them against exact scores
+
+`python -m bench.lemo [PART ...]` writes to bench/records/lemo.json; quality goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import longspan
+from bench.lean_layers import REST, TARGETS, one_step, rows
+from bench.record import RECORDS, environment
+from longspan.memory import measure
+from longspan.train.model import load_model
+
+PATH = RECORDS / "lemo.json"
+PREDICTOR = Path("runs/lemo/predictor.safetensors")
+BASELINE, DENSE = "Hugging Face + PEFT + SDPA", "longspan, dense"
+S2 = {"method": "s2", "groups": 4}
+
+Setup = dict[str, Any]  # recipe keys; None is the stock model
+
+
+def lemo(**changes: Any) -> Setup:
+    """A recipe's tokens section."""
+    return {"tokens": {"method": "lemo", "keep_ratio": 0.4} | changes}
+
+
+ELIMINATE = {"forward": "eliminate", "mlp": "dense", "selector": "predictor", "predictor": "untrained"}
+COMPETITORS: dict[str, Setup | None] = {
+    BASELINE: None,
+    DENSE: {},
+    "eliminate, predictor": lemo(**ELIMINATE),
+    "eliminate, predictor, mlp rows": lemo(**(ELIMINATE | {"mlp": "rows"})),
+    "eliminate, predictor, mlp skip": lemo(**(ELIMINATE | {"mlp": "skip"})),
+    "dense forward, random, mlp rows": lemo(forward="dense", mlp="rows", selector="random"),
+    "dense forward, gradient, mlp rows": lemo(forward="dense", mlp="rows", selector="gradient"),
+    "S2": {"attention": {"train": S2}},
+    "S2 + eliminate, predictor": {"attention": {"train": S2}} | lemo(**ELIMINATE),
+    "S2 + dense forward, random, mlp rows": {"attention": {"train": S2}} | lemo(forward="dense", mlp="rows"),
+}
+ON_RECOMPUTE: dict[str, Setup] = {
+    "longspan, dense, recompute mlp": {"memory": {"recompute": "mlp"}},
+    "eliminate, predictor, recompute mlp": lemo(**ELIMINATE) | {"memory": {"recompute": "mlp"}},
+    "eliminate, predictor, mlp rows, recompute mlp": lemo(**(ELIMINATE | {"mlp": "rows"}))
+    | {"memory": {"recompute": "mlp"}},
+    "dense forward, random, mlp rows, recompute mlp": lemo(forward="dense", mlp="rows")
+    | {"memory": {"recompute": "mlp"}},
+}
+
+
+def build(setup: Setup | None, length: int) -> Any:
+    """The model in training mode with fresh adapters, the same for every competitor."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model("demo")
+    model.config.use_cache = False
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    if setup is not None:
+        longspan.patch(model, {"data": {"length": length}} | setup)
+    return model.train()
+
+
+def kept(length: int = 1024) -> dict[str, Any]:
+    """Live bytes a token after a forward."""
+    ids, found = rows(length, 1)[0], {}
+    for name, setup in (COMPETITORS | ON_RECOMPUTE).items():
+        model = build(setup, length)
+        one_step(model, ids)
+        with measure() as live:
+            loss = model(input_ids=ids, labels=ids).loss
+        found[name] = {"bytes_per_token": live.end_bytes / length, "peak_per_token": live.peak_bytes / length}
+        del loss, model
+    for figures in found.values():
+        figures["share_of_dense"] = figures["bytes_per_token"] / found[DENSE]["bytes_per_token"]
+    return {"length": length, "competitors": found}
+
+
+def steps(length: int, names: list[str], rounds: int) -> dict[str, Any]:
+    """Wall and CPU seconds of a step, interleaved; ratios to the fused dense model and to the baseline."""
+    ids = rows(length, rounds + 1)
+    models = {name: build(COMPETITORS[name], length) for name in names}
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    losses: dict[str, float] = {}
+    for turn in range(rounds + 1):
+        for name, model in models.items():
+            time.sleep(REST)
+            start, used = time.perf_counter(), time.process_time()
+            loss = one_step(model, ids[turn])
+            if not turn:  # the first round warms up
+                losses[name] = loss
+                continue
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
+        print(f"round {turn} of {rounds}", {name: times[-1:] for name, times in wall.items()}, flush=True)
+
+    def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float | None:
+        if other not in seconds:
+            return None
+        return statistics.median(b / s for b, s in zip(seconds[other], seconds[name], strict=True))
+
+    figures = {
+        name: {
+            "seconds": statistics.median(wall[name]),
+            "cpu_seconds": statistics.median(cpu[name]),
+            "faster_than_dense": ratio(wall, name, DENSE),
+            "faster_than_dense_cpu": ratio(cpu, name, DENSE),
+            "faster_than_baseline": ratio(wall, name, BASELINE),
+            "first_loss": losses[name],
+        }
+        for name in names
+    }
+    return {"length": length, "rounds": rounds, "competitors": figures}
+
+
+def attention(length: int = 16384, rounds: int = 3) -> dict[str, Any]:
+    """One layer's attention half: norm, q, k, v, rotation, attention, o and residual; its predictor beside it."""
+    from longspan.patch.layers.forward import STATE
+    from longspan.patch.layers.layer import Layer
+    from longspan.patch.tokens import select
+    from longspan.patch.tokens.layer import KeptLayer
+    from longspan.patch.tokens.stream import Stream
+
+    model = build(lemo(**ELIMINATE), length)
+    base = model.get_base_model()
+    number = 20
+    layer = base.model.layers[number]
+    given: dict[str, Any] = {}
+
+    def watch(module: Any, args: Any, kwargs: Any) -> None:
+        given.update(kwargs, hidden=args[0])
+
+    handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
+    ids = torch.cat(rows(4096, -(-length // 4096)), 1)[:, :length]
+    # The input of this layer, of the first rows' activations in turn: what lies in it does not change the time.
+    short = rows(1024, 1)[0]
+    with torch.no_grad():
+        base.model(short, use_cache=False)
+        hidden = given.pop("hidden").repeat(1, length // 1024, 1)
+        tables = base.model.rotary_emb(hidden, torch.arange(length)[None])
+    handle.remove()
+    given |= {"position_embeddings": tables, "position_ids": None}
+    from longspan.patch.mask import MaskSpec
+
+    state = getattr(layer, STATE)
+    seconds: dict[str, list[float]] = {"dense": [], "kept rows": [], "predictor": []}
+    for turn in range(rounds + 1):
+        for name in seconds:
+            given["attention_mask"] = MaskSpec(batch=1, q_length=length, kv_length=length)
+            x = hidden.detach().clone().requires_grad_()
+            flat = x.reshape(length, -1)
+            call = KeptLayer(layer, state, "none", None, 1, tokens=state.tokens)
+            stream = Stream.of("layer", given, 1, length, x.device, 64)
+            if name == "kept rows":
+                call.choice.attention = select.keep(state.tokens, torch.rand(length // 64), stream)
+            time.sleep(REST)
+            start = time.perf_counter()
+            if name == "predictor":
+                select.keep(state.tokens, select.score_before(call, state.tokens, flat, stream), stream)
+            else:
+                dense = Layer(layer, state, "none").attention
+                y = dense(flat, dict(given)) if name == "dense" else call._attention_of_rows(flat, given, stream)
+                y.backward(torch.ones_like(y))
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    del ids
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = statistics.median(d / k for d, k in zip(seconds["dense"], seconds["kept rows"], strict=True))
+    return {"length": length, "layer": number, "seconds": middle, "faster": ratio, "rounds": rounds}
+
+
+def recall(length: int = 2048, steps_: int = 400) -> dict[str, Any]:
+    """Trains predictors of the demo model's later half, and measures them on held-out rows."""
+    from longspan.analysis import predictors
+    from longspan.analysis import recall as measuring
+    from longspan.analysis.layers import bare, subject_of
+    from longspan.recipe import Recipe
+    from longspan.train.run import prepare
+
+    recipe = Recipe.model_validate({"data": {"length": length, "packing": "none", "held_out": 0.05}} | lemo())
+    subject = subject_of(recipe, *prepare(bare(recipe)))
+    start, file = time.perf_counter(), None
+    for found in predictors.train(subject, predictors.Settings(steps=steps_)):
+        if isinstance(found, predictors.Progress):
+            if found.step % 20 == 0:
+                print(found, flush=True)
+        else:
+            file = found
+    seconds = time.perf_counter() - start
+    assert file is not None
+    shares = measuring.mean_recall(subject, subject.rows(held_out=True), file, 8)
+    file = replace(file, about=file.about | {"recall": shares})
+    file.write(PREDICTOR)
+    mean = sum(shares.values()) / len(shares)
+    return {"length": length, "seconds": seconds, "recall": shares, "mean": mean, "about": file.about}
+
+
+def quality_setups() -> dict[str, Setup]:
+    """What is trained and compared, by name."""
+    found: dict[str, Setup] = {"dense training": {}}
+    trained = {"selector": "predictor", "predictor": str(PREDICTOR)}
+    choices: dict[str, dict[str, Any]] = {
+        "random": {"selector": "random"},
+        "scores": {"selector": "scores"},
+        "predictor": trained,
+        "token_loss": {"selector": "token_loss"},
+        "gradient": {"selector": "gradient"},
+    }
+    for ratio in (0.4, 0.2, 0.6):
+        for name, choice in choices.items():
+            found[f"forward dense, {name}, {ratio}"] = lemo(forward="dense", mlp="rows", keep_ratio=ratio, **choice)
+    for layers, where in (("later-half", "later half"), (list(range(22, 29)), "last seven")):
+        for ratio in (0.4, 0.7, 0.9):
+            for name in ("scores", "predictor", "random", "last"):
+                choice = {"selector": "random"} if name == "last" else choices[name]
+                found[f"eliminate, {name}, {ratio}, {where}"] = lemo(
+                    forward="eliminate", mlp="dense", keep_ratio=ratio, layers=layers, **choice
+                )
+    return found
+
+
+def _last(layer: Any, tokens: Any, rows_: Tensor, stream: Any) -> Tensor:
+    """Later blocks score higher."""
+    return torch.arange(stream.blocks.cu_blocks[-1], dtype=torch.float32)
+
+
+def one_quality(name: str, setup: Setup, length: int, count: int, held_out: int) -> dict[str, Any]:
+    """Loss on held-out rows after `count` steps, with the training's first and last losses and its time."""
+    from longspan.patch.tokens import select
+
+    recipe = {
+        "data": {"length": length, "packing": "none", "held_out": 0.05},
+        "adapter": {"method": "lora", "rank": 8, "alpha": 16},
+        "update": {"engine": {"method": "adamw", "lr": 5e-4}},
+        "trainer": {"steps": count, "output": "runs/lemo/quality"},
+    } | setup
+    before = select.BEFORE_SCORES["random"]
+    if ", last, " in name:
+        select.BEFORE_SCORES["random"] = _last
+    try:
+        result = longspan.train(recipe, evaluate=held_out, overwrite=True, progress=False)
+    finally:
+        select.BEFORE_SCORES["random"] = before
+    return {
+        "held_out_before": result.held_out_before,
+        "held_out_after": result.held_out_after,
+        "first_loss": result.losses[0],
+        "last_losses": sum(result.losses[-5:]) / 5,
+        "seconds_a_step": statistics.median(result.seconds),
+    }
+
+
+def quality(before: dict[str, Any], save: Callable[[dict[str, Any]], None], only: str) -> dict[str, Any]:
+    """Every setup that is not in `before` yet."""
+    length, count, held_out = 2048, 60, 16
+    found = before if before.get("steps") == count else {}
+    found = {"length": length, "steps": count, "held_out_rows": held_out, "runs": found.get("runs", {})}
+    for name, setup in quality_setups().items():
+        if name in found["runs"] or only not in name:
+            continue
+        found["runs"][name] = one_quality(name, setup, length, count, held_out)
+        print(name, found["runs"][name], flush=True)
+        save(found)
+        gc.collect()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="kept, steps, attention, recall, quality (default: all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=8192, help="tokens of `steps`")
+    parser.add_argument("--only", default="", help="of `quality`: setups whose name holds this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    results = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
+
+    def save(name: str, result: Any) -> None:
+        results[name] = {"result": result, "environment": environment(torch.get_num_threads())}
+        PATH.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    everything: dict[str, Callable[[], Any]] = {
+        "kept": kept,
+        "steps": lambda: steps(arguments.length, list(COMPETITORS), arguments.rounds),
+        "attention": lambda: attention(rounds=arguments.rounds),
+        "recall": recall,
+        "quality": lambda: quality(
+            results.get("quality", {}).get("result", {}), lambda found: save("quality", found), arguments.only
+        ),
+    }
+    unknown = set(arguments.parts) - set(everything)
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; allowed: {', '.join(everything)}")
+    for name in arguments.parts or everything:
+        save(name, everything[name]())
+        print(json.dumps(results[name]["result"], indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
