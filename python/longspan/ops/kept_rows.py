@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from longspan.ops.lora import Projection, norm_lora_linear
+from longspan.ops.lora import Norm, Projection, norm_lora_linear
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -31,6 +32,16 @@ def scatter_add_rows(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
     _check_values("scatter_add_rows", x, y, rows)
     out: Tensor = _ScatterAdd.apply(x, y, rows)
     return out
+
+
+def norm_gather_linear(
+    x: Tensor, rows: Tensor, projections: Sequence[Projection], norm: Norm | None = None
+) -> tuple[Tensor, ...]:
+    """Each projection of norm(x[rows]): x [M,C] and rows int64 [K] give one y [K,N_i] each; see `norm_lora_linear`.
+
+    The gathered rows are what the norm saves: x may be overwritten afterwards, and nothing of other rows is kept.
+    """
+    return norm_lora_linear(gather_rows(x, rows), projections, norm)
 
 
 def linear_scatter_add_(x: Tensor, o: Tensor, projection: Projection, rows: Tensor) -> Tensor:

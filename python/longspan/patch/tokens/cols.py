@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def feed_forward_of_columns(call: KeptLayer, rows: Tensor, residual: Tensor, share: float) -> Tensor:
-    """residual + the feed-forward of rows [M,C], its gradient through a share of the channels; see `ops.column_mlp`.
+    """residual + the feed-forward of rows [M,C], its gradient through a share of the channels; see `ops.mlp_cols`.
 
     Raises ValueError unless the branch is a norm and frozen linear maps without adapters.
     """
@@ -39,7 +39,7 @@ def feed_forward_of_columns(call: KeptLayer, rows: Tensor, residual: Tensor, sha
         )
     assert norm is not None
     assert call.state.activation is not None
-    return ops.column_mlp(
+    return ops.mlp_cols(
         rows,
         projections[:-1],
         projections[-1],

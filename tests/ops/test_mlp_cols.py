@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longspan.ops import Norm, Projection, column_mlp, glu, norm_lora_linear
+from longspan.ops import Norm, Projection, glu, mlp_cols, norm_lora_linear
 from longspan.ops import activation as activate
 
 F64 = torch.float64
@@ -51,7 +51,7 @@ def test_gradient_of_the_formula(kind: str, share: float) -> None:
     options: dict[str, Any] = {"activation": "gelu", "share": share, "packed": kind == "packed"}
     results = []
     for run in (
-        lambda x: column_mlp(x, up, down, norm, residual=x, **options),
+        lambda x: mlp_cols(x, up, down, norm, residual=x, **options),
         lambda x: stopped(x, up, down, norm, share),
     ):
         x = torch.randn(M, C, generator=torch.Generator().manual_seed(2), dtype=F64).requires_grad_()
@@ -67,7 +67,7 @@ def test_saved_bytes() -> None:
     x = torch.randn(M, C, dtype=F64, requires_grad=True)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        column_mlp(x, up, down, norm, activation="silu", share=0.5, residual=x)
+        mlp_cols(x, up, down, norm, activation="silu", share=0.5, residual=x)
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in saved}
     assert sum(storages.values()) == M * (C + 1 + 2 * F // 2) * 8 + F // 2 * 8
 
@@ -91,4 +91,4 @@ def test_bad_input(changes: dict[str, Any], message: str) -> None:
     x = torch.randn(M, C, dtype=F64)
     given = {"up": up, "down": down, "norm": norm, "activation": "silu", "share": 0.5} | changes
     with pytest.raises(ValueError, match=message):
-        column_mlp(x, given.pop("up"), given.pop("down"), given.pop("norm"), residual=x, **given)
+        mlp_cols(x, given.pop("up"), given.pop("down"), given.pop("norm"), residual=x, **given)

@@ -16,7 +16,7 @@ from longspan.ops.lora import Norm, Projection, norm_lora_linear
 from longspan.ops.replay import Recording
 
 
-def column_mlp(
+def mlp_cols(
     x: Tensor,
     up: Sequence[Projection],
     down: Projection,
@@ -39,20 +39,20 @@ def column_mlp(
     Source: LeMo's released code (Wang et al. 2025), which kept act(gate) too.
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"column_mlp: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"mlp_cols: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if not 0 < share <= 1:
-        raise ValueError(f"column_mlp: share is {share}; it must be above 0 and at most 1")
+        raise ValueError(f"mlp_cols: share is {share}; it must be above 0 and at most 1")
     if len(up) not in (1, 2) or (packed and len(up) != 1):
-        raise ValueError(f"column_mlp: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
+        raise ValueError(f"mlp_cols: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
     for p in (*up, down):
         trained = [t for t in (p.weight, p.bias) if t is not None and t.requires_grad]
         if trained or p.lora_a is not None or p.residual is not None:
             raise ValueError(
-                "column_mlp: a projection has trained weights, an adapter or a residual, which would get no gradient; "
+                "mlp_cols: a projection has trained weights, an adapter or a residual, which would get no gradient; "
                 "all of them must be frozen and plain"
             )
     if any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)):
-        raise ValueError("column_mlp: the norm's weights require grad and would get none; freeze them")
+        raise ValueError("mlp_cols: the norm's weights require grad and would get none; freeze them")
     branch = _Branch(_split(up) if packed else tuple(up), down, norm, activation, share)
     out: Tensor = _Columns.apply(branch, x, residual)
     return out
@@ -104,7 +104,7 @@ class _Columns(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError("column_mlp is differentiable once; its gradient has no graph (create_graph=True)")
+            raise RuntimeError("mlp_cols is differentiable once; its gradient has no graph (create_graph=True)")
         rows, rstd, mean, kept, *wide = ctx.saved_tensors
         branch: _Branch = ctx.branch
         if not ctx.needs_input_grad[1]:
