@@ -268,3 +268,29 @@ def test_the_order_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         "compute: wait for event",
         "compute: reads",
     ]
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp", "mlp+qkv", "layer"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"forward": "eliminate", "mlp": "rows", "selector": "scores"},
+        {"forward": "dense", "mlp": "rows"},
+        {"forward": "dense", "mlp": "dense", "selector": "gradient"},
+        {"forward": "dense", "mlp": "rows", "selector": "token_loss"},
+    ],
+    ids=str,
+)
+def test_with_token_elimination(method: dict[str, Any], recompute: str) -> None:
+    model = build("llama").train()
+    twin = copy.deepcopy(model)
+    chosen = {"method": "lemo", "layers": [0, 1], "block": 8} | method
+    longspan.patch(model, recipe(tokens=chosen, memory={"recompute": recompute}))
+    longspan.patch(twin, recipe(tokens=chosen, memory={"recompute": recompute, "offload": "cpu"}))
+    mover = Elsewhere()
+    twin = moved(twin, mover)
+    for one in (model, twin):
+        one.config.use_cache = False
+    assert_equal(step(twin), step(model))
+    assert mover.sizes
+    assert not mover.held

@@ -128,4 +128,4 @@ def test_choices(folder: Path) -> None:
         changed = rows[f"memory.recompute: {name}"].prediction
         assert changed is not None
         assert changed.peak == peaks[name]
-    assert {"attention.train: s2", "trainer.batch: 2", "plain Hugging Face + PEFT"} <= set(rows)
+    assert {"attention.train: s2", "tokens: lemo", "trainer.batch: 2", "plain Hugging Face + PEFT"} <= set(rows)

@@ -72,6 +72,7 @@ def _summary(recipe: Any) -> dict[str, str]:
         "data": f"{data.train}: {data.format}, rows of {data.length} tokens, packing {data.packing}",
         "attention": f"train {_method(recipe.attention.train)}; prefill {_method(recipe.attention.prefill)}; "
         f"decode {_method(recipe.attention.decode)}",
+        "tokens": _method(recipe.tokens),
         "positions": _method(recipe.positions),
         "adapter": _method(recipe.adapter),
         "update": _method(recipe.update.engine),

@@ -22,7 +22,7 @@ class Choice:
 
 
 def choices(subject: Subject, now: Prediction | None = None) -> Iterator[Choice]:
-    """The run as it is, then with each other recompute, offload, pattern and batch, and as plain Hugging Face.
+    """The run as it is, then with another recompute, offload, pattern, token method, batch, and as plain Hugging Face.
 
     now: the prediction for the subject, where it is known already.
     """
@@ -37,6 +37,9 @@ def choices(subject: Subject, now: Prediction | None = None) -> Iterator[Choice]
     for method in ("full", "s2"):
         if method != recipe.attention.train.method:
             yield _changed(subject, f"attention.train: {method}", {"attention.train": {"method": method}})
+    for method in ("none", "lemo") if subject.patched else ():
+        if method != recipe.tokens.method:
+            yield _changed(subject, f"tokens: {method}", {"tokens": {"method": method}})
     batch = recipe.trainer.batch
     for rows in (batch * 2, batch // 2):
         if rows >= 1:
