@@ -114,21 +114,35 @@ def kept(length: int = 1024) -> dict[str, Any]:
     return {"length": length, "competitors": found}
 
 
+def interleaved(
+    models: dict[str, Any], ids: list[Tensor]
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
+    """Wall and CPU seconds of each model's steps, all models in turn on each row, and their losses on the first row.
+
+    The first row warms up and is not timed.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in models}
+    cpu: dict[str, list[float]] = {name: [] for name in models}
+    losses: dict[str, float] = {}
+    for turn, row in enumerate(ids):
+        for name, model in models.items():
+            time.sleep(REST)
+            start, used = time.perf_counter(), time.process_time()
+            loss = one_step(model, row)
+            if not turn:
+                losses[name] = loss
+                continue
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
+        print(f"round {turn} of {len(ids) - 1}", {name: times[-1:] for name, times in wall.items()}, flush=True)
+    return wall, cpu, losses
+
+
 def steps(length: int, names: list[str], rounds: int) -> dict[str, Any]:
     """Wall and CPU seconds of a step, interleaved."""
     ids = rows(length, rounds + 1)
     models = {name: build(COMPETITORS[name], length) for name in names}
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            time.sleep(REST)
-            start, used = time.perf_counter(), time.process_time()
-            one_step(model, ids[turn])
-            if turn:  # the first round warms up
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - used)
-        print(f"round {turn} of {rounds}", {name: times[-1:] for name, times in wall.items()}, flush=True)
+    wall, cpu, _ = interleaved(models, ids)
 
     def ratio(seconds: dict[str, list[float]], name: str) -> float:
         return statistics.median(b / s for b, s in zip(seconds[BASELINE], seconds[name], strict=True))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import longspan
-from bench.lean_layers import REST, TARGETS, one_step, rows
+from bench.lean_layers import REST, TARGETS, interleaved, one_step, rows
 from bench.record import RECORDS, environment
 from longspan.memory import measure
 from longspan.train.model import load_model
@@ -100,20 +100,7 @@ def steps(length: int, names: list[str], rounds: int) -> dict[str, Any]:
     """Wall and CPU seconds of a step, interleaved; ratios to the fused dense model and to the baseline."""
     ids = rows(length, rounds + 1)
     models = {name: build(COMPETITORS[name], length) for name in names}
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    losses: dict[str, float] = {}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            time.sleep(REST)
-            start, used = time.perf_counter(), time.process_time()
-            loss = one_step(model, ids[turn])
-            if not turn:  # the first round warms up
-                losses[name] = loss
-                continue
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - used)
-        print(f"round {turn} of {rounds}", {name: times[-1:] for name, times in wall.items()}, flush=True)
+    wall, cpu, losses = interleaved(models, ids)
 
     def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float | None:
         if other not in seconds:

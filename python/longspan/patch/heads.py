@@ -69,16 +69,21 @@ def head_loss(
     linear = plain_linear(head)
     if linear is None:
         return _through_module(head, hidden, labels, transform, ignore_index, num_items)
+    return _in_segments(linear, hidden, labels, transform, ignore_index=ignore_index, num_items=num_items)
+
+
+def _in_segments(
+    linear: nn.Linear, hidden: Tensor, labels: Tensor, transform: LogitTransform, **options: Any
+) -> Tensor:
     return ops.segment_linear_cross_entropy(
         hidden,
         linear.weight,
         labels,
         segment=SEGMENT,
-        ignore_index=ignore_index,
         bias=linear.bias,
         logit_softcap=transform.softcap,
         logit_scale=transform.scale,
-        num_items=num_items,
+        **options,
     )
 
 
@@ -89,17 +94,7 @@ def token_losses(
     """The cross-entropy of every token, 0 where its label is ignored, without a graph: [M] of hidden [..., C]."""
     linear = plain_linear(head)
     if linear is not None:
-        losses = ops.segment_linear_cross_entropy(
-            hidden,
-            linear.weight,
-            labels,
-            segment=SEGMENT,
-            ignore_index=ignore_index,
-            bias=linear.bias,
-            logit_softcap=transform.softcap,
-            logit_scale=transform.scale,
-            reduction="none",
-        )
+        losses = _in_segments(linear, hidden, labels, transform, ignore_index=ignore_index, reduction="none")
         return losses.reshape(-1)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     parts = [
