@@ -51,9 +51,7 @@ def trained(subject: Subject, **settings: Any) -> tuple[list[float], PredictorFi
 def test_training_lowers_the_loss_and_finds_the_blocks(subject: Subject) -> None:
     losses, file = trained(subject, steps=200, lr=5e-3, warmup=5, width=64, prune_every=0)
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    before = PredictorFile(
-        {n: predictors.untrained(BLOCK, 8, n, 64) for n in (0, 1)}, BLOCK, 8, file.hidden, file.count
-    )
+    before = PredictorFile({n: predictors.untrained(32, n) for n in (0, 1)}, BLOCK, file.hidden, file.count)
     rows = subject.rows(held_out=True)
     found, guess = (recall.mean_recall(subject, rows, one, 4) for one in (file, before))
     assert sum(found.values()) > sum(guess.values()) + 0.2
@@ -71,23 +69,23 @@ def scores(predictor: Predictor, x: Tensor) -> Tensor:
 
 
 def test_pruning_takes_silent_units_and_changes_nothing_else() -> None:
-    predictor = Predictor(0, BLOCK, 8, 12)
+    predictor = Predictor(0, 16, 12)
     x = torch.rand(40, 16)
     with torch.no_grad():
-        predictor.weights.query[0][5:9] = -1.0  # silent on inputs that are not negative
+        predictor.weights.query[1][5:9] = -1.0  # silent behind activations that are not negative
         predictor.weights.key[1][2] = 0.0
     blocks = TokenBlocks.even(1, 40, BLOCK)
     for _ in range(3):
         predictor_pairs(x, predictor.weights, blocks, zeros=predictor.zeros).sum().backward()
-        predictor.blocks += 10 * 2
+        predictor.blocks += 10
         predictor.step(0.0)
     before = scores(predictor, x)
     silent = [int((zeros == predictor.blocks).sum()) for zeros in predictor.zeros]
-    assert silent[0] >= 4
+    assert silent[1] >= 4
     assert silent[3] >= 1
     widths = predictor.widths
     predictor.prune(1.0)
-    assert [a - b for a, b in zip(widths, predictor.widths, strict=True)] == silent
+    assert [a - b for a, b in zip(widths, predictor.widths, strict=True)] == [0, silent[1], 0, silent[3]]
     torch.testing.assert_close(scores(predictor, x), before, rtol=1e-5, atol=1e-6)
     predictor_pairs(x, predictor.weights, blocks, zeros=predictor.zeros).sum().backward()
     predictor.step(1e-3)  # the optimizer's state was cut with the weights
@@ -95,7 +93,7 @@ def test_pruning_takes_silent_units_and_changes_nothing_else() -> None:
 
 
 def test_pruning_never_takes_all() -> None:
-    predictor = Predictor(0, BLOCK, 8, 12)
+    predictor = Predictor(0, 16, 12)
     predictor.blocks = 10
     for zeros in predictor.zeros:
         zeros.fill_(10)

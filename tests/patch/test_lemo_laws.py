@@ -268,8 +268,8 @@ def test_a_layer_of_another_family_is_refused() -> None:
 
 
 def predictor_file(**changes: Any) -> PredictorFile:
-    layers = {layer: untrained(BLOCK, 16, layer, 5) for layer in (0, 1)}
-    return PredictorFile(**({"layers": layers, "block": BLOCK, "piece": 16, "hidden": 64, "count": 2} | changes))
+    layers = {layer: untrained(64, layer, (6, 5)) for layer in (0, 1)}
+    return PredictorFile(**({"layers": layers, "block": BLOCK, "hidden": 64, "count": 2} | changes))
 
 
 def test_a_predictor_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_predictor_comes_back_from_its_file(tmp_path: Path) -> None:
     written = predictor_file(about={"steps": 3})
     written.write(path)
     found = read_predictor(path)
-    assert (found.block, found.piece, found.hidden, found.count, found.about) == (BLOCK, 16, 64, 2, {"steps": 3})
+    assert (found.block, found.hidden, found.count, found.about) == (BLOCK, 64, 2, {"steps": 3})
     for layer, weights in found.layers.items():
         assert all(torch.equal(a, b) for a, b in zip(weights.tensors, written.layers[layer].tensors, strict=True))
     model = build("llama")
@@ -290,15 +290,15 @@ def test_a_predictor_comes_back_from_its_file(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"block": 4}, "blocks of 4"),
-        ({"hidden": 32}, "width 32"),
+        ({"hidden": 32, "layers": {n: untrained(32, n, (6, 5)) for n in (0, 1)}}, "width 32"),
         ({"count": 9}, "9 layers"),
-        ({"layers": {0: untrained(BLOCK, 16, 0, 5)}}, "no predictor of layer 1"),
+        ({"layers": {0: untrained(64, 0, (6, 5))}}, "no predictor of layer 1"),
     ],
 )
 def test_a_predictor_of_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "predictor.safetensors"
     if "block" in changes:
-        changes = changes | {"layers": {layer: untrained(4, 16, layer, 5) for layer in (0, 1)}}
+        changes = changes | {"layers": {layer: untrained(64, layer, (6, 5)) for layer in (0, 1)}}
     predictor_file(**changes).write(path)
     with pytest.raises(ValueError, match=message):
         longspan.patch(build("llama"), recipe(LENGTH, tokens=lemo(selector="predictor", predictor=str(path))))

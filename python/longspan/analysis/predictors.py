@@ -14,7 +14,7 @@ from longspan.analysis import layers
 from longspan.analysis.layers import Input, Subject
 from longspan.patch.install import causal_model
 from longspan.patch.tokens import select
-from longspan.patch.tokens.install import head_dim, untrained
+from longspan.patch.tokens.install import WIDTHS, untrained
 from longspan.patch.tokens.predictor_file import PredictorFile
 
 Pruned = Callable[[int, list[Tensor]], None]
@@ -22,16 +22,16 @@ Pruned = Callable[[int, list[Tensor]], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How predictors are trained. width: hidden units of the second layer before pruning (None: as many as inputs).
+    """How predictors are trained. width: hidden units of the second layer before pruning.
 
-    lr falls along a cosine after `warmup` steps. Every `prune_every` steps units go whose activation was 0 on more than
-    a share of the blocks; the share starts at `prune_from` and falls by 0.05 each time. 0 prunes nothing.
+    lr falls along a cosine after `warmup` steps. Every `prune_every` steps the second layer loses units that were 0 on
+    more than a share of the blocks; the share starts at `prune_from` and falls by 0.05 each time. 0 prunes nothing.
     """
 
     steps: int = 400
     lr: float = 1e-3
     warmup: int = 20
-    width: int | None = 1024
+    width: int = WIDTHS[1]
     prune_every: int = 100
     prune_from: float = 0.80
 
@@ -46,8 +46,8 @@ class Settings:
 class Predictor:
     """One layer's predictor while it is trained, in float32."""
 
-    def __init__(self, number: int, block: int, piece: int, width: int | None) -> None:
-        start = untrained(block, piece, number, width)
+    def __init__(self, number: int, columns: int, width: int) -> None:
+        start = untrained(columns, number, (WIDTHS[0], width))
         self.weights = replace(start, query=_leaves(start.query), key=_leaves(start.key))
         self.optimizer = torch.optim.AdamW(self.weights.tensors, betas=(0.9, 0.95), weight_decay=0.0)
         self.scale: float | None = None  # of the labels, so that one rate serves all layers
@@ -68,9 +68,13 @@ class Predictor:
         with torch.enable_grad():
             pairs = ops.predictor_pairs(z, self.weights, given.stream.blocks, zeros=self.zeros)
             valid = _valid(given.stream.blocks, pairs)
-            loss = nn.functional.smooth_l1_loss(pairs[valid], (labels / self.scale)[valid])
-            loss.backward()
-        self.blocks += len(given.stream.blocks.starts) * -(-z.shape[1] // self.weights.piece)
+            labels = labels / self.scale
+            loss = nn.functional.smooth_l1_loss(pairs[valid], labels[valid])
+            # What is used in the end is the sum over the blocks that read.
+            read = valid.sum(1).clamp(min=1)
+            means = nn.functional.smooth_l1_loss(pairs.sum(1) / read, labels.sum(1) / read)
+            (loss + means).backward()
+        self.blocks += len(given.stream.blocks.starts)
         return float(loss.detach())
 
     def step(self, rate: float) -> None:
@@ -81,11 +85,9 @@ class Predictor:
         self.optimizer.zero_grad(set_to_none=True)
 
     def prune(self, share: float) -> None:
-        """Drop hidden units that were 0 on at least this share of the blocks, unless none or all would go."""
+        """Drop units of the second layers that were 0 on at least this share of the blocks, unless all would go."""
         kept = [zeros < share * self.blocks for zeros in self.zeros]
-        self._cut((0, 1), kept[0])
         self._cut((1, 2), kept[1])
-        self._cut((3, 4), kept[2])
         self._cut((4, 5), kept[3])
         self.zeros, self.blocks = self._counters(), 0
 
@@ -134,8 +136,8 @@ class Progress:
 def train(subject: Subject, settings: Settings) -> Iterator[Progress | PredictorFile]:
     """Yields the loss after every step, and last the predictors. Each step is one row of the recipe's data."""
     method, base = subject.method, causal_model(subject.model)
-    piece = head_dim(base)
-    predictors = {number: Predictor(number, method.block, piece, settings.width) for number in subject.chosen}
+    columns = base.config.hidden_size
+    predictors = {number: Predictor(number, columns, settings.width) for number in subject.chosen}
     if not predictors:
         raise ValueError("tokens.layers names no layer of this model; there is nothing to train")
     rows, share = subject.rows(), settings.prune_from
@@ -165,4 +167,4 @@ def train(subject: Subject, settings: Settings) -> Iterator[Progress | Predictor
         "hidden_units": {number: predictor.widths for number, predictor in predictors.items()},
     }
     weights = {number: predictor.weights for number, predictor in predictors.items()}
-    yield PredictorFile(weights, method.block, piece, base.config.hidden_size, len(subject.layers), about)
+    yield PredictorFile(weights, method.block, columns, len(subject.layers), about)

@@ -42,7 +42,7 @@ def train_predictor(
     out: Annotated[Path, typer.Option("--out", help="The predictors' file, .safetensors.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps of one row each.")] = 400,
     lr: Annotated[float, typer.Option(min=0, help="Largest learning rate.")] = 1e-3,
-    width: Annotated[int, typer.Option(min=1, help="Hidden units of the second layer before pruning.")] = 1024,
+    width: Annotated[int, typer.Option(min=1, help="Hidden units of the second layer before pruning.")] = 512,
     prune_every: Annotated[int, typer.Option(min=0, help="Steps between prunings; 0 prunes nothing.")] = 100,
     rows: Annotated[int, typer.Option(min=1, help="Held-out rows that recall is measured on.")] = 8,
     changes: Changes = None,

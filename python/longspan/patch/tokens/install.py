@@ -14,7 +14,8 @@ from longspan.patch.tokens.state import SIGNALS, WEIGHT, LayerTokens, Signals
 from longspan.recipe import Recipe
 from longspan.tokens.lemo import UNTRAINED, LeMo
 
-FIRST_WIDTH = 128  # hidden units behind a block's flattened rows, as published
+WIDTHS = 128, 512  # hidden units of a predictor: of tokens (as published), of blocks
+OUTPUTS = 128  # of its query and key
 
 
 def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -> dict[str, LayerTokens]:
@@ -41,14 +42,11 @@ def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -
     done: dict[str, LayerTokens] = {}
     for number in chosen:
         path, layer = layers[number]
-        piece = 0
         if file is not None:
-            piece = file.piece
             _put(layer, file.layers[number])
         elif config.selector == "predictor":
-            piece = head_dim(model)
-            _put(layer, untrained(config.block, piece, number))
-        done[path] = LayerTokens(config, path, signals, thresholds.get(number), piece)
+            _put(layer, untrained(model.config.hidden_size, number))
+        done[path] = LayerTokens(config, path, signals, thresholds.get(number))
     if config.selector == "token_loss":
         setattr(model, SIGNALS, signals)
     return done
@@ -97,25 +95,17 @@ def _predictors(config: LeMo, model: Any, count: int, chosen: tuple[int, ...]) -
     return found
 
 
-def head_dim(model: Any) -> int:
-    """Channels of a predictor's pieces: those of a head of attention."""
-    config = model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def untrained(block: int, piece: int, number: int, second_width: int | None = None) -> ops.PredictorWeights:
-    """Random weights of the published sizes: 128 hidden units, then as many as a block has inputs."""
-    inputs = block * piece
+def untrained(columns: int, number: int, widths: tuple[int, int] = WIDTHS) -> ops.PredictorWeights:
+    """Random weights for layer `number` of a model of C columns."""
     generator = torch.Generator().manual_seed(number)
 
-    def draw(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * (2.0 / columns) ** 0.5
+    def draw(rows: int, inputs: int) -> torch.Tensor:
+        return torch.randn(rows, inputs, generator=generator) * (2.0 / inputs) ** 0.5
 
     def side() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        second = second_width or inputs
-        return draw(FIRST_WIDTH, inputs), draw(second, FIRST_WIDTH), draw(piece, second)
+        return draw(widths[0], columns), draw(widths[1], widths[0]), draw(OUTPUTS, widths[1])
 
-    return ops.PredictorWeights(side(), side(), block, piece)
+    return ops.PredictorWeights(side(), side())
 
 
 def _put(layer: nn.Module, weights: ops.PredictorWeights) -> None:

@@ -16,14 +16,13 @@ KEY = "longspan.predictor"
 
 @dataclass(frozen=True)
 class PredictorFile:
-    """Predictors by layer. block: tokens a block; piece: channels; hidden, count: the model's width and its layers.
+    """Predictors by layer. block: tokens a block; hidden, count: the model's width and its layers.
 
     about: how they were trained (corpus, steps, loss, recall by layer).
     """
 
     layers: dict[int, ops.PredictorWeights]
     block: int
-    piece: int
     hidden: int
     count: int
     about: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +36,7 @@ class PredictorFile:
             for layer, weights in self.layers.items()
             for i, tensor in enumerate(weights.tensors)
         }
-        shape = {"block": self.block, "piece": self.piece, "hidden": self.hidden, "count": self.count}
+        shape = {"block": self.block, "hidden": self.hidden, "count": self.count}
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.write_file(path, save(tensors, {KEY: json.dumps(shape | {"about": self.about})}))
 
@@ -60,9 +59,9 @@ def read_predictor(path: Path) -> PredictorFile:
     layers: dict[int, ops.PredictorWeights] = {}
     for layer in sorted({int(name.split(".")[1]) for name in tensors}):
         a, b, c, d, e, f = (tensors[f"layers.{layer}.{i}"] for i in range(6))
-        layers[layer] = ops.PredictorWeights((a, b, c), (d, e, f), shape["block"], shape["piece"])
-        layers[layer].check(f"{path}, layer {layer}")
-    return PredictorFile(layers, shape["block"], shape["piece"], shape["hidden"], shape["count"], shape["about"])
+        layers[layer] = ops.PredictorWeights((a, b, c), (d, e, f))
+        layers[layer].check(f"{path}, layer {layer}", shape["hidden"])
+    return PredictorFile(layers, shape["block"], shape["hidden"], shape["count"], shape["about"])
 
 
 @dataclass(frozen=True)

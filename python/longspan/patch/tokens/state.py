@@ -33,7 +33,6 @@ class LayerTokens:
     path: str
     signals: Signals
     threshold: float | None = None
-    piece: int = 0  # of its predictor's channels; 0 without one
 
     @property
     def late(self) -> bool:
@@ -44,7 +43,7 @@ class LayerTokens:
         """The layer's predictor, in the dtype and on the device of `like`."""
         tensors = [getattr(layer, WEIGHT.format(i)).to(like.device, like.dtype) for i in range(6)]
         query, key = (tensors[0], tensors[1], tensors[2]), (tensors[3], tensors[4], tensors[5])
-        return ops.PredictorWeights(query, key, self.config.block, self.piece)
+        return ops.PredictorWeights(query, key)
 
 
 @dataclass
