@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import longspan
 from families import assert_all_as_good, build, gradients, recipe, tokens
 
 PROCESSES = 2
+DEADLINE = 240  # seconds
 
 
 def model_with_adapters(recompute: str) -> Any:
@@ -31,6 +33,7 @@ def model_with_adapters(recompute: str) -> Any:
 
 def worker(rank: int, folder: str, recompute: str) -> None:
     """One process: its own row of the batch, gradients averaged by DDP, written by the first."""
+    faulthandler.dump_traceback_later(DEADLINE, exit=True)  # a worker that hangs says where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     model = model_with_adapters(recompute)
@@ -39,6 +42,7 @@ def worker(rank: int, folder: str, recompute: str) -> None:
     parallel(input_ids=ids, labels=ids).loss.backward()
     if rank == 0:
         torch.save(gradients(model), Path(folder) / "gradients.pt")
+    del parallel  # as the group's last owner it would wait for gloo's thread, holding the GIL that the thread waits for
     dist.destroy_process_group()
 
 
@@ -49,7 +53,7 @@ def test_two_processes_are_one(recompute: str, tmp_path: Path) -> None:
     for process in workers:
         process.start()
     for process in workers:
-        process.join(timeout=300)
+        process.join(timeout=DEADLINE + 60)
     assert [process.exitcode for process in workers] == [0, 0]
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     model, ids = model_with_adapters(recompute), tokens(PROCESSES, 30)
