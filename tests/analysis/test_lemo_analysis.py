@@ -15,7 +15,7 @@ from longspan.analysis import predictors, recall, thresholds
 from longspan.analysis.layers import Subject, bare, subject_of
 from longspan.analysis.predictors import Predictor
 from longspan.cli.main import app
-from longspan.ops import TokenBlocks, predictor_pairs, predictor_score
+from longspan.ops import TokenBlocks, predictor_score
 from longspan.patch.tokens.predictor_file import PredictorFile, Thresholds, read_predictor, read_thresholds
 from longspan.recipe import Recipe
 from longspan.train.run import prepare
@@ -75,20 +75,18 @@ def test_pruning_takes_silent_units_and_changes_nothing_else() -> None:
         predictor.weights.query[1][5:9] = -1.0  # silent behind activations that are not negative
         predictor.weights.key[1][2] = 0.0
     blocks = TokenBlocks.even(1, 40, BLOCK)
+    lesson = predictors.Lesson(x, torch.rand(1, 10, 10), blocks)
     for _ in range(3):
-        predictor_pairs(x, predictor.weights, blocks, zeros=predictor.zeros).sum().backward()
-        predictor.blocks += 10
-        predictor.step(0.0)
+        predictor.learn(lesson, 0.0)
     before = scores(predictor, x)
     silent = [int((zeros == predictor.blocks).sum()) for zeros in predictor.zeros]
-    assert silent[1] >= 4
-    assert silent[3] >= 1
+    assert silent[0] >= 4
+    assert silent[1] >= 1
     widths = predictor.widths
     predictor.prune(1.0)
-    assert [a - b for a, b in zip(widths, predictor.widths, strict=True)] == [0, silent[1], 0, silent[3]]
+    assert [a - b for a, b in zip(widths, predictor.widths, strict=True)] == silent
     torch.testing.assert_close(scores(predictor, x), before, rtol=1e-5, atol=1e-6)
-    predictor_pairs(x, predictor.weights, blocks, zeros=predictor.zeros).sum().backward()
-    predictor.step(1e-3)  # the optimizer's state was cut with the weights
+    predictor.learn(lesson, 1e-3)  # the optimizer's state was cut with the weights
     assert all(state["exp_avg"].shape == p.shape for p, state in predictor.optimizer.state.items())
 
 
@@ -100,6 +98,45 @@ def test_pruning_never_takes_all() -> None:
     widths = predictor.widths
     predictor.prune(0.5)
     assert predictor.widths == widths
+
+
+@pytest.mark.parametrize("memory", [1, 3])
+def test_steps_learn_from_rows_of_before_again(subject: Subject, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    learn = Predictor.learn
+
+    def watched(self: Predictor, lesson: predictors.Lesson, rate: float) -> float:
+        if self is first[0]:
+            seen.append(id(lesson))
+            kept.append(lesson)
+        return learn(self, lesson, rate)
+
+    first: list[Predictor] = []
+    kept: list[predictors.Lesson] = []
+    make = Predictor.__init__
+
+    def made(self: Predictor, number: int, columns: int, width: int) -> None:
+        make(self, number, columns, width)
+        first.append(self)
+
+    monkeypatch.setattr(Predictor, "__init__", made)
+    monkeypatch.setattr(Predictor, "learn", watched)
+    trained(subject, steps=6, replays=2, memory=memory, prune_every=0)
+    new = seen[::3]
+    assert len(seen) == 6 * 3
+    assert len(set(new)) == 6
+    for step in range(6):
+        assert set(seen[3 * step + 1 : 3 * step + 3]) <= set(new[max(0, step + 1 - memory) : step + 1])
+
+
+def test_orders_count_whatever_level_and_spread() -> None:
+    valid = torch.ones(2, 5, 5, dtype=torch.bool)
+    valid[1, 3:] = valid[1, :, 3:] = False
+    sums = torch.rand(2, 5)
+    one = predictors._standard(sums, valid)
+    torch.testing.assert_close(one, predictors._standard(sums * 7 + 3, valid))
+    assert not one[1, 3:].any()
+    torch.testing.assert_close(one[1, :3], predictors._standard(sums[1:, :3], valid[1:, :3, :3])[0])
 
 
 def test_thresholds_keep_at_least_what_is_asked(subject: Subject, recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def by_definition(x: Tensor, w: PredictorWeights, segments: tuple[tuple[int, int
         for one, two, three in (w.query, w.key):
             made = []
             for begin in range(first, first + count, BLOCK):
-                tokens = [(one @ row).relu() for row in x[begin : min(begin + BLOCK, first + count)]]
-                made.append(three @ (two @ torch.stack(tokens).amax(0)).relu())
+                tokens = [(two @ (one @ row).relu()).relu() for row in x[begin : min(begin + BLOCK, first + count)]]
+                made.append(three @ torch.stack(tokens).amax(0))
             sides.append(torch.stack(made) if made else x.new_zeros(0, 5))
         found.append(sides[0] @ sides[1].T)
     return found

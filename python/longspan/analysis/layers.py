@@ -28,6 +28,10 @@ class Input:
     rows: Tensor
     stream: Stream
 
+    def normed(self) -> Tensor:
+        """What a predictor is given, in float32: [M,C]."""
+        return self.call.norm(self.call.state.family.norm1, self.rows).float()
+
 
 @dataclass
 class Subject:
@@ -83,9 +87,9 @@ def subject_of(recipe: Recipe, model: Any, tokenizer: Any) -> Subject:
 @contextmanager
 def watching(subject: Subject, numbers: tuple[int, ...], see: Callable[[Input], None]) -> Iterator[None]:
     """While inside, `see` is called with the input of each of these layers before it runs."""
-    handles = []
+    handles, every = [], subject.layers
     for number in numbers:
-        layer = subject.layers[number]
+        layer = every[number]
 
         def enter(module: nn.Module, args: Any, kwargs: dict[str, Any], number: int = number) -> None:
             state = getattr(module, STATE)

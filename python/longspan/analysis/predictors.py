@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +18,13 @@ from longspan.patch.tokens import select
 from longspan.patch.tokens.install import WIDTHS, untrained
 from longspan.patch.tokens.predictor_file import PredictorFile
 
-Pruned = Callable[[int, list[Tensor]], None]
-
 
 @dataclass(frozen=True)
 class Settings:
     """How predictors are trained. width: hidden units of the second layer before pruning.
 
+    Each step takes a new row of tokens and learns from it and from `replays` rows of before, drawn from the last
+    `memory` ones: the frozen model's forward costs most, and what a layer was given is M C numbers of float32 a row.
     lr falls along a cosine after `warmup` steps. Every `prune_every` steps the second layer loses units that were 0 on
     more than a share of the blocks; the share starts at `prune_from` and falls by 0.05 each time. 0 prunes nothing.
     """
@@ -32,6 +33,8 @@ class Settings:
     lr: float = 1e-3
     warmup: int = 20
     width: int = WIDTHS[1]
+    replays: int = 3
+    memory: int = 32
     prune_every: int = 100
     prune_from: float = 0.80
 
@@ -41,6 +44,22 @@ class Settings:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt from one row of tokens: a layer's normed input [M,C] and the exact scores of its pairs [S,N,N]."""
+
+    normed: Tensor
+    labels: Tensor
+    blocks: ops.TokenBlocks
+
+    @classmethod
+    def of(cls, given: Input) -> Lesson:
+        """The lesson in a layer's input, in float32."""
+        with torch.no_grad():
+            labels = select.exact_pairs(given.call, given.rows, given.stream).float()
+            return cls(given.normed(), labels, given.stream.blocks)
 
 
 class Predictor:
@@ -55,40 +74,31 @@ class Predictor:
         self.blocks = 0
 
     def _counters(self) -> list[Tensor]:
-        sides = self.weights.query, self.weights.key
-        return [w.new_zeros(len(w), dtype=torch.int64) for side in sides for w in side[:2]]
+        return [side[1].new_zeros(len(side[1]), dtype=torch.int64) for side in (self.weights.query, self.weights.key)]
 
-    def learn(self, given: Input) -> float:
-        """The loss of one row of tokens, after its gradient was added."""
-        with torch.no_grad():
-            labels = select.exact_pairs(given.call, given.rows, given.stream).float()
-            z = given.call.norm(given.call.state.family.norm1, given.rows).float()
-            if self.scale is None:
-                self.scale = float(labels.mean().clamp(min=1e-12))
+    def learn(self, lesson: Lesson, rate: float) -> float:
+        """One step of AdamW; the SmoothL1 loss of the pairs."""
+        if self.scale is None:
+            self.scale = float(lesson.labels.mean().clamp(min=1e-12))
+        labels = lesson.labels / self.scale
         with torch.enable_grad():
-            pairs = ops.predictor_pairs(z, self.weights, given.stream.blocks, zeros=self.zeros)
-            valid = _valid(given.stream.blocks, pairs)
-            labels = labels / self.scale
+            pairs = ops.predictor_pairs(lesson.normed, self.weights, lesson.blocks, zeros=self.zeros)
+            valid = _valid(lesson.blocks, pairs)
             loss = nn.functional.smooth_l1_loss(pairs[valid], labels[valid])
-            # What is used in the end is the sum over the blocks that read.
-            read = valid.sum(1).clamp(min=1)
-            means = nn.functional.smooth_l1_loss(pairs.sum(1) / read, labels.sum(1) / read)
-            (loss + means).backward()
-        self.blocks += len(given.stream.blocks.starts)
-        return float(loss.detach())
-
-    def step(self, rate: float) -> None:
-        """One step of AdamW."""
+            # What chooses is the order of the sums over the blocks that read, whatever their level and spread.
+            orders = nn.functional.smooth_l1_loss(_standard(pairs.sum(1), valid), _standard(labels.sum(1), valid))
+            (loss + orders).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.blocks += len(lesson.blocks.starts)
+        return float(loss.detach())
 
     def prune(self, share: float) -> None:
         """Drop units of the second layers that were 0 on at least this share of the blocks, unless all would go."""
-        kept = [zeros < share * self.blocks for zeros in self.zeros]
-        self._cut((1, 2), kept[1])
-        self._cut((4, 5), kept[3])
+        for place, zeros in zip((1, 4), self.zeros, strict=True):
+            self._cut((place, place + 1), zeros < share * self.blocks)
         self.zeros, self.blocks = self._counters(), 0
 
     def _cut(self, pair: tuple[int, int], kept: Tensor) -> None:
@@ -109,7 +119,7 @@ class Predictor:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Hidden units that are left: the query's two layers, the key's."""
+        """Hidden units that are left in the second layers, the query's and the key's."""
         return tuple(len(zeros) for zeros in self.zeros)
 
 
@@ -125,6 +135,15 @@ def _valid(blocks: ops.TokenBlocks, pairs: Tensor) -> Tensor:
     return there[:, :, None] & there[:, None, :]
 
 
+def _standard(sums: Tensor, valid: Tensor) -> Tensor:
+    """Sums [S,N] less their mean over a segment's blocks, by their standard deviation; 0 where there is no block."""
+    there = valid.any(1)
+    count = there.sum(1, keepdim=True).clamp(min=1)
+    apart = (sums - (sums * there).sum(1, keepdim=True) / count) * there
+    spread = (apart.square().sum(1, keepdim=True) / count + 1e-12).sqrt()
+    return apart / spread
+
+
 @dataclass(frozen=True)
 class Progress:
     """After a step: its number from 1, the mean loss of the layers."""
@@ -134,27 +153,30 @@ class Progress:
 
 
 def train(subject: Subject, settings: Settings) -> Iterator[Progress | PredictorFile]:
-    """Yields the loss after every step, and last the predictors. Each step is one row of the recipe's data."""
+    """Yields the loss after every step, and last the predictors. Each step is one new row of the recipe's data."""
     method, base = subject.method, causal_model(subject.model)
     columns = base.config.hidden_size
     predictors = {number: Predictor(number, columns, settings.width) for number in subject.chosen}
     if not predictors:
         raise ValueError("tokens.layers names no layer of this model; there is nothing to train")
     rows, share = subject.rows(), settings.prune_from
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(subject.recipe.seed)).tolist()
+    generator = torch.Generator().manual_seed(subject.recipe.seed)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    remembered: deque[dict[int, Lesson]] = deque(maxlen=settings.memory)
     losses: list[float] = []
 
     def learn(given: Input) -> None:
-        losses.append(predictors[given.number].learn(given))
+        remembered[-1][given.number] = lesson = Lesson.of(given)
+        losses.append(predictors[given.number].learn(lesson, settings.rate(step)))
 
     for step in range(settings.steps):
         losses.clear()
-        with layers.watching(
-            subject, subject.chosen, lambda given: losses.append(predictors[given.number].learn(given))
-        ):
+        remembered.append({})
+        with layers.watching(subject, subject.chosen, learn):
             layers.run(subject, rows[order[step % len(order)]])
-        for predictor in predictors.values():
-            predictor.step(settings.rate(step))
+        for again in torch.randint(len(remembered), (settings.replays,), generator=generator).tolist():
+            for number, lesson in remembered[again].items():
+                predictors[number].learn(lesson, settings.rate(step))
         if settings.prune_every and (step + 1) % settings.prune_every == 0:
             for predictor in predictors.values():
                 predictor.prune(share)

@@ -42,7 +42,8 @@ def train_predictor(
     out: Annotated[Path, typer.Option("--out", help="The predictors' file, .safetensors.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps of one row each.")] = 400,
     lr: Annotated[float, typer.Option(min=0, help="Largest learning rate.")] = 1e-3,
-    width: Annotated[int, typer.Option(min=1, help="Hidden units of the second layer before pruning.")] = 512,
+    width: Annotated[int, typer.Option(min=1, help="Hidden units of the second layer before pruning.")] = 128,
+    replays: Annotated[int, typer.Option(min=0, help="Rows of before that each step learns from again.")] = 3,
     prune_every: Annotated[int, typer.Option(min=0, help="Steps between prunings; 0 prunes nothing.")] = 100,
     rows: Annotated[int, typer.Option(min=1, help="Held-out rows that recall is measured on.")] = 8,
     changes: Changes = None,
@@ -56,7 +57,7 @@ def train_predictor(
 
     subject = _subject(recipe, changes)
     held_out = subject.rows(held_out=True)
-    settings = predictors.Settings(steps=steps, lr=lr, width=width, prune_every=prune_every)
+    settings = predictors.Settings(steps=steps, lr=lr, width=width, replays=replays, prune_every=prune_every)
     file: Any = None
     with progress_bar("training predictors") as move:
         for found in predictors.train(subject, settings):

@@ -1,4 +1,4 @@
-"""The predictor of block scores: two small networks on a block's normed rows, a query and a key of each."""
+"""The predictor of block scores: two small networks on normed rows, a query and a key of each block."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Side = tuple[Tensor, Tensor, Tensor]
 class PredictorWeights:
     """query, key: (W1 [r1,C], W2 [r2,r1], W3 [d,r2]) each, without biases, of one dtype.
 
-    A block's vector is W3 relu(W2 h), h the largest of relu(W1 x_t) over its tokens t, unit by unit. Both networks may
-    have other numbers of hidden units; d is that of both.
+    A block's vector is W3 h, h the largest of relu(W2 relu(W1 x_t)) over its tokens t, unit by unit: as in the scores
+    that it predicts, a token's heads are added up before the largest is taken. Both networks may have other numbers of
+    hidden units; d is that of both.
     """
 
     query: Side
@@ -49,7 +50,7 @@ def predictor_score(x: Tensor, weights: PredictorWeights, blocks: TokenBlocks) -
 
     x: [M,C], the normed rows, float32 (float64) or 16-bit; weights in its dtype. Returns s [N] of all blocks, float32
     (float64). No gradient. Cost: O(M) products and no [N,N]: nothing but a sum stands between pairs and score, so that
-    the sum over m goes inside (exactly). Sums over blocks are in float32 or wider. Transient: M r1 numbers.
+    the sum over m goes inside (exactly). Sums over blocks are in float32 or wider. Transient: M (r1 + r2) numbers.
     Source: LeMo (Wang et al. 2025, section 3: tokens singly, then aggregated); the identity is ours.
     """
     _check(x, weights, blocks)
@@ -64,12 +65,11 @@ def predictor_pairs(
     """A[s,m,n] = <Q_m, K_n> of every pair of blocks of a segment: [S,N,N], N = blocks.most, 0 elsewhere.
 
     The form that is trained against `block_score`; differentiable in the weights, x is a constant. Shapes and dtypes as
-    `predictor_score`; returns float32 (float64). zeros: int64 counters of the four hidden layers (the query's two, the
-    key's two), to each unit of which the number of blocks is added where it is 0.
+    `predictor_score`; returns float32 (float64). zeros: int64 counters of the second hidden layers (the query's, the
+    key's), to each unit of which the number of blocks is added where it is 0.
     """
     _check(x, weights, blocks)
-    counters = (None, None) if zeros is None else (zeros[:2], zeros[2:])
-    sides = zip((weights.query, weights.key), counters, strict=True)
+    sides = zip((weights.query, weights.key), (None, None) if zeros is None else zeros, strict=True)
     queries, keys = (_network(x.detach(), side, blocks, counted) for side, counted in sides)
     made = []
     for a, b in itertools.pairwise(blocks.cu_blocks):
@@ -77,15 +77,13 @@ def predictor_pairs(
     return torch.stack(made) if made else queries.new_zeros(0, blocks.most, blocks.most)
 
 
-def _network(x: Tensor, weights: Side, blocks: TokenBlocks, zeros: Sequence[Tensor] | None = None) -> Tensor:
+def _network(x: Tensor, weights: Side, blocks: TokenBlocks, zeros: Tensor | None = None) -> Tensor:
     """The blocks' vectors [N,d] in float32 (float64)."""
     first, second, last = weights
-    tokens = functional.relu(functional.linear(x, first))
-    pooled = blocks.gather(tokens).amax(1)  # a token that a block does not have counts 0, as every relu may
-    hidden = functional.relu(functional.linear(pooled, second))
+    tokens = functional.relu(functional.linear(functional.relu(functional.linear(x, first)), second))
+    hidden = blocks.gather(tokens).amax(1)  # a token that a block does not have counts 0, as every relu may
     if zeros is not None:
-        for counter, layer in zip(zeros, (pooled, hidden), strict=True):
-            counter += (layer.detach() == 0).sum(0)
+        zeros += (hidden.detach() == 0).sum(0)
     return functional.linear(hidden, last).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 

@@ -14,8 +14,8 @@ from longspan.patch.tokens.state import SIGNALS, WEIGHT, LayerTokens, Signals
 from longspan.recipe import Recipe
 from longspan.tokens.lemo import UNTRAINED, LeMo
 
-WIDTHS = 128, 512  # hidden units of a predictor: of tokens (as published), of blocks
-OUTPUTS = 128  # of its query and key
+WIDTHS = 128, 128  # hidden units of a predictor, both of single tokens
+OUTPUTS = 64  # of its query and key
 
 
 def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -> dict[str, LayerTokens]:
