@@ -59,22 +59,30 @@ COMPETITORS = {
 BASELINE = next(iter(COMPETITORS))
 
 
-def build(competitor: Competitor, length: int) -> Any:
-    """The model in training mode with fresh adapters, the same for every competitor."""
+def adapted(recipe: dict[str, Any] | None) -> Any:
+    """The model in training mode with fresh adapters, the same for every competitor; None is the stock model."""
     from peft import LoraConfig, get_peft_model
 
     model, _ = load_model("demo")
     model.config.use_cache = False
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
-    if competitor.attention is not None:
-        recipe = {
+    if recipe is not None:
+        longspan.patch(model, recipe)
+    return model.train()
+
+
+def build(competitor: Competitor, length: int) -> Any:
+    """A competitor's model."""
+    if competitor.attention is None:
+        return adapted(None)
+    return adapted(
+        {
             "data": {"length": length},
             "attention": {"train": competitor.attention},
             "memory": {"recompute": competitor.recompute},
         }
-        longspan.patch(model, recipe)
-    return model.train()
+    )
 
 
 def rows(length: int, count: int) -> list[Tensor]:
@@ -99,16 +107,19 @@ def one_step(model: Any, ids: Tensor) -> float:
     return float(loss.detach())
 
 
+def alive(model: Any, ids: Tensor) -> dict[str, float]:
+    """Bytes a token that live after a forward, and at most while it ran."""
+    one_step(model, ids)
+    with measure() as live:
+        loss = model(input_ids=ids, labels=ids).loss
+    del loss
+    return {"bytes_per_token": live.end_bytes / ids.shape[1], "peak_per_token": live.peak_bytes / ids.shape[1]}
+
+
 def kept(length: int = 1024) -> dict[str, Any]:
     """Bytes a token that live from the forward to the backward, and their share of the baseline's."""
-    ids, found = rows(length, 1)[0], {}
-    for name, competitor in COMPETITORS.items():
-        model = build(competitor, length)
-        one_step(model, ids)
-        with measure() as live:
-            loss = model(input_ids=ids, labels=ids).loss
-        found[name] = {"bytes_per_token": live.end_bytes / length, "peak_per_token": live.peak_bytes / length}
-        del loss, model
+    ids = rows(length, 1)[0]
+    found = {name: alive(build(competitor, length), ids) for name, competitor in COMPETITORS.items()}
     for figures in found.values():
         figures["share"] = figures["bytes_per_token"] / found[BASELINE]["bytes_per_token"]
     return {"length": length, "competitors": found}

@@ -27,15 +27,12 @@ import torch
 from torch import Tensor
 
 import longspan
-from bench.lean_layers import REST, TARGETS, interleaved, one_step, rows
+from bench.lean_layers import BASELINE, REST, S2, adapted, alive, interleaved, rows
 from bench.record import RECORDS, environment
-from longspan.memory import measure
-from longspan.train.model import load_model
 
 PATH = RECORDS / "lemo.json"
 PREDICTOR = Path("runs/lemo/predictor.safetensors")
-BASELINE, DENSE = "Hugging Face + PEFT + SDPA", "longspan, dense"
-S2 = {"method": "s2", "groups": 4}
+DENSE = "longspan, dense"
 
 Setup = dict[str, Any]  # recipe keys; None is the stock model
 
@@ -69,28 +66,14 @@ ON_RECOMPUTE: dict[str, Setup] = {
 
 
 def build(setup: Setup | None, length: int) -> Any:
-    """The model in training mode with fresh adapters, the same for every competitor."""
-    from peft import LoraConfig, get_peft_model
-
-    model, _ = load_model("demo")
-    model.config.use_cache = False
-    torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
-    if setup is not None:
-        longspan.patch(model, {"data": {"length": length}} | setup)
-    return model.train()
+    """A competitor's model."""
+    return adapted(None if setup is None else {"data": {"length": length}} | setup)
 
 
 def kept(length: int = 1024) -> dict[str, Any]:
     """Live bytes a token after a forward."""
-    ids, found = rows(length, 1)[0], {}
-    for name, setup in (COMPETITORS | ON_RECOMPUTE).items():
-        model = build(setup, length)
-        one_step(model, ids)
-        with measure() as live:
-            loss = model(input_ids=ids, labels=ids).loss
-        found[name] = {"bytes_per_token": live.end_bytes / length, "peak_per_token": live.peak_bytes / length}
-        del loss, model
+    ids = rows(length, 1)[0]
+    found = {name: alive(build(setup, length), ids) for name, setup in (COMPETITORS | ON_RECOMPUTE).items()}
     for figures in found.values():
         figures["share_of_dense"] = figures["bytes_per_token"] / found[DENSE]["bytes_per_token"]
     return {"length": length, "competitors": found}
@@ -139,7 +122,6 @@ def attention(length: int = 16384, rounds: int = 3) -> dict[str, Any]:
         given.update(kwargs, hidden=args[0])
 
     handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
-    ids = torch.cat(rows(4096, -(-length // 4096)), 1)[:, :length]
     # The input of this layer, of the first rows' activations in turn: what lies in it does not change the time.
     short = rows(1024, 1)[0]
     with torch.no_grad():
@@ -171,13 +153,12 @@ def attention(length: int = 16384, rounds: int = 3) -> dict[str, Any]:
                 y.backward(torch.ones_like(y))
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    del ids
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     ratio = statistics.median(d / k for d, k in zip(seconds["dense"], seconds["kept rows"], strict=True))
     return {"length": length, "layer": number, "seconds": middle, "faster": ratio, "rounds": rounds}
 
 
-def recall(length: int = 2048, steps_: int = 400) -> dict[str, Any]:
+def recall(length: int = 2048, steps_: int = 300) -> dict[str, Any]:
     """Trains predictors of the demo model's later half, and measures them on held-out rows."""
     from longspan.analysis import predictors
     from longspan.analysis import recall as measuring

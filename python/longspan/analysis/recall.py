@@ -14,6 +14,7 @@ from longspan.analysis import layers
 from longspan.analysis.layers import Input, Subject
 from longspan.patch.tokens import select
 from longspan.patch.tokens.predictor_file import PredictorFile
+from longspan.patch.tokens.state import LayerTokens, Signals
 
 
 @dataclass
@@ -32,24 +33,18 @@ class Kept:
 
 def keep(subject: Subject, row: Any, predictors: PredictorFile | None = None) -> Kept:
     """What the method's ratio keeps of one row of data."""
-    found, method = Kept(), subject.method
+    found = Kept()
 
     def chosen(scores: Tensor, given: Input) -> Tensor:
-        ids = ops.select_blocks(
-            scores,
-            given.stream.blocks,
-            keep_ratio=method.keep_ratio,
-            force_first=method.force_first,
-            force_last=method.force_last,
-        ).ids
+        tokens = LayerTokens(subject.method, f"layer {given.number}", Signals())
+        ids = select.keep(tokens, scores, given.stream).ids
         return torch.zeros(len(scores), dtype=torch.bool).index_fill(0, ids.long().cpu(), True)
 
     def see(given: Input) -> None:
         scores = select.column_sums(select.exact_pairs(given.call, given.rows, given.stream), given.stream)
         found.scores[given.number], found.exact[given.number] = scores, chosen(scores, given)
         if predictors is not None and given.number in predictors.layers:
-            z = given.call.norm(given.call.state.family.norm1, given.rows).float()
-            predicted = ops.predictor_score(z, predictors.layers[given.number], given.stream.blocks)
+            predicted = ops.predictor_score(given.normed(), predictors.layers[given.number], given.stream.blocks)
             found.predicted[given.number] = chosen(predicted, given)
 
     with layers.watching(subject, subject.chosen, see):

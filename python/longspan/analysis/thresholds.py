@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from longspan import data
+from longspan import data, ops
 from longspan.analysis.layers import Subject
 from longspan.patch.install import causal_model, patch, unpatch
 from longspan.patch.layers.forward import STATE
-from longspan.patch.tokens import select
 from longspan.patch.tokens.predictor_file import Thresholds
-from longspan.patch.tokens.state import LayerTokens
 
 
 @dataclass(frozen=True)
@@ -47,44 +46,39 @@ class Found:
 
 
 class _Search:
-    """Training-time forwards with elimination, without a graph: no parameter requires a gradient."""
+    """Training-time forwards with elimination, without a graph: no parameter requires a gradient.
+
+    tokens: the layers' methods. kept, means: by layer and row, the share of blocks that the last forwards kept, and
+    their mean score as a share of the highest.
+    """
 
     def __init__(self, subject: Subject, settings: Settings) -> None:
-        self.subject, self.settings = subject, settings
+        self.model, self.settings = subject.model, settings
         rows = subject.rows(held_out=True)
         self.batches = [data.collate([rows[index]]) for index in range(min(settings.rows, len(rows)))]
-        self.scores: dict[str, list[float]] = {}
-        self.kept: dict[str, list[float]] = {}
+        states = [getattr(layer, STATE) for layer in subject.layers]
+        self.tokens = {number: state.tokens for number, state in enumerate(states) if state.tokens is not None}
+        self.kept: dict[int, list[float]] = {}
+        self.means: dict[int, list[float]] = {}
+        for number, tokens in self.tokens.items():
+            tokens.watch = partial(self._see, number)
 
-    def layers(self) -> dict[int, LayerTokens]:
-        found = {}
-        for number, layer in enumerate(self.subject.layers):
-            tokens = getattr(layer, STATE).tokens
-            if tokens is not None:
-                found[number] = tokens
-        return found
+    def _see(self, number: int, scores: Tensor, kept: ops.KeptBlocks) -> None:
+        self.kept[number].append(len(kept.ids) / len(scores))
+        self.means[number].append(float(scores.mean() / scores.max()))
 
-    def evaluate(self) -> tuple[float, dict[str, float]]:
-        """The objective, and the share of blocks that each layer kept."""
-        self.kept.clear()
-        keep = select.keep
+    def evaluate(self) -> float:
+        """The objective."""
+        self.kept = {number: [] for number in self.tokens}
+        self.means = {number: [] for number in self.tokens}
+        with torch.enable_grad():
+            losses = [float(self.model(**batch, use_cache=False).loss) for batch in self.batches]
+        shares = [_mean(values) for values in self.kept.values()]
+        return -_mean(losses) - self.settings.cost * _mean(shares)
 
-        def watched(tokens: LayerTokens, scores: Any, stream: Any, ratio: float | None = None) -> Any:
-            chosen = keep(tokens, scores, stream, ratio)
-            self.kept.setdefault(tokens.path, []).append(len(chosen.ids) / len(scores))
-            self.scores.setdefault(tokens.path, []).append(float(scores.mean() / scores.max()))
-            return chosen
 
-        model = self.subject.model
-        select.keep = watched
-        try:
-            with torch.enable_grad():
-                losses = [float(model(**batch, use_cache=False).loss) for batch in self.batches]
-        finally:
-            select.keep = keep
-        shares = {path: sum(values) / len(values) for path, values in self.kept.items()}
-        mean = sum(shares.values()) / max(1, len(shares))
-        return -sum(losses) / len(losses) - self.settings.cost * mean, shares
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def search(subject: Subject, settings: Settings) -> Iterator[Found | Thresholds]:
@@ -100,10 +94,9 @@ def search(subject: Subject, settings: Settings) -> Iterator[Found | Thresholds]
     try:
         running = _Search(subject, settings)
         running.evaluate()
-        tokens = running.layers()
-        for one in tokens.values():
-            values = running.scores[one.path]
-            one.threshold = sum(values) / len(values)
+        tokens = running.tokens
+        for number, one in tokens.items():
+            one.threshold = _mean(running.means[number])
         kept: dict[int, float] = {}
         for number, one in tokens.items():
             before = one.threshold
@@ -112,9 +105,9 @@ def search(subject: Subject, settings: Settings) -> Iterator[Found | Thresholds]
             sides = []
             for sign in (1, -1):
                 one.threshold = before + sign * width
-                sides.append(running.evaluate()[0])
+                sides.append(running.evaluate())
             one.threshold = before + settings.rate * (sides[0] - sides[1]) / (2 * width)
-            kept[number] = _clamped(running, one, settings.least)
+            kept[number] = _clamped(running, number, settings.least)
             yield Found(number, before, float(one.threshold), kept[number], (sides[0], sides[1]))
         found = {number: one.threshold for number, one in tokens.items()}
         about = {"cost": settings.cost, "rows": settings.rows, "least": settings.least}
@@ -123,12 +116,14 @@ def search(subject: Subject, settings: Settings) -> Iterator[Found | Thresholds]
         subject.model.eval()
 
 
-def _clamped(running: _Search, tokens: LayerTokens, least: float) -> float:
+def _clamped(running: _Search, number: int, least: float) -> float:
     """Lower the threshold until the share of blocks that is kept reaches `least`; the share."""
+    tokens = running.tokens[number]
     assert tokens.threshold is not None
     tokens.threshold = min(max(tokens.threshold, 0.0), 1.0)
     while True:
-        share = running.evaluate()[1][tokens.path]
+        running.evaluate()
+        share = _mean(running.kept[number])
         if share >= least or tokens.threshold < 1e-3:
             return share
         tokens.threshold *= 0.8

@@ -93,14 +93,12 @@ class TokenBlocks:
         starts, counts, segments = (x.to(device) for x in (self.starts, self.counts, self.segments))
         return replace(self, starts=starts, counts=counts, segments=segments)
 
-    def gather(self, x: Tensor, begin: int = 0, end: int | None = None, fill: float = 0.0) -> Tensor:
-        """Rows of x [M,...] by blocks `begin` to `end`: [n, block, ...], with `fill` where a block is shorter."""
-        first, count = self.starts[begin:end].long(), self.counts[begin:end]
-        offsets = torch.arange(self.block, device=x.device)
-        rows = first[:, None] + offsets
+    def gather(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows of x [M,...] by block: [N, block, ...], with `fill` where a block is shorter."""
+        rows, there = self._places(self.starts, self.counts)
         if self.full:
             return x[rows]
-        missing = offsets >= count[:, None]
+        missing = ~there
         found = x[rows.masked_fill(missing, 0)]
         return found.masked_fill(missing.reshape(*missing.shape, *(1,) * (x.dim() - 1)), fill)
 
@@ -109,7 +107,10 @@ class TokenBlocks:
 
         Waits for the device where a block is not full: how many rows there are then depends on `ids`.
         """
-        first, count = self.starts[ids].long(), self.counts[ids]
-        offsets = torch.arange(self.block, device=ids.device)
-        rows = first[:, None] + offsets
-        return rows.flatten() if self.full else rows[offsets < count[:, None]]
+        rows, there = self._places(self.starts[ids], self.counts[ids])
+        return rows.flatten() if self.full else rows[there]
+
+    def _places(self, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Of blocks [n]: the row of every place [n, block] (int64), and whether the block has it."""
+        offsets = torch.arange(self.block, device=starts.device)
+        return starts.long()[:, None] + offsets, offsets < counts[:, None]

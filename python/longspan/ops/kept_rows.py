@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,10 +60,7 @@ def linear_scatter_add_(x: Tensor, o: Tensor, projection: Projection, rows: Tens
         raise ValueError("linear_scatter_add_: the projection has a residual; x is what it is added to")
     with torch.no_grad():
         before = x.index_select(0, rows)
-    fused = Projection(
-        projection.weight, projection.bias, projection.lora_a, projection.lora_b, projection.scaling, before
-    )
-    y = norm_lora_linear(o, [fused])[0]
+    y = norm_lora_linear(o, [replace(projection, residual=before)])[0]
     _check_values("linear_scatter_add_", x, y, rows)
     out: Tensor = _Write.apply(x, y, rows)
     return out

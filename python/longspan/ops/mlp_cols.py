@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from longspan.ops._define import op
-from longspan.ops.glu import ACTIVATIONS, activation, glu
+from longspan.ops._feed_forward import check_up, hidden_of
+from longspan.ops.glu import ACTIVATIONS, activation
 from longspan.ops.lora import Norm, Projection, norm_lora_linear
 from longspan.ops.replay import Recording
 
@@ -42,8 +43,7 @@ def mlp_cols(
         raise ValueError(f"mlp_cols: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if not 0 < share <= 1:
         raise ValueError(f"mlp_cols: share is {share}; it must be above 0 and at most 1")
-    if len(up) not in (1, 2) or (packed and len(up) != 1):
-        raise ValueError(f"mlp_cols: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
+    check_up("mlp_cols", up, packed)
     for p in (*up, down):
         trained = [t for t in (p.weight, p.bias) if t is not None and t.requires_grad]
         if trained or p.lora_a is not None or p.residual is not None:
@@ -73,9 +73,6 @@ class _Branch:
     activation: str
     share: float
 
-    def hidden(self, wide: Sequence[Tensor]) -> Tensor:
-        return glu(*wide, activation=self.activation) if len(wide) == 2 else activation(wide[0], self.activation)
-
     def strongest(self, wide: Sequence[Tensor]) -> Tensor:
         """Numbers of the kept channels, increasing."""
         sides = [activation(wide[0], self.activation), *wide[1:]]
@@ -99,7 +96,7 @@ class _Columns(Function):
         ctx.branch = branch
         ctx.save_for_backward(rows, rstd, mean, kept, *(x.index_select(1, kept) for x in wide))
         down = replace(branch.down, residual=residual)
-        return norm_lora_linear(branch.hidden(wide), [down])[0]
+        return norm_lora_linear(hidden_of(wide, branch.activation, False), [down])[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longspan.ops.glu import activation as activate
-from longspan.ops.glu import glu
+from longspan.ops._feed_forward import check_up, hidden_of
 from longspan.ops.kept_rows import KeptRows
 from longspan.ops.lora import Norm, Projection, norm_lora_linear
 from longspan.ops.replay import Recording
@@ -61,9 +60,6 @@ def mlp_rows(
 def _branch(
     x: Tensor, up: Sequence[Projection], down: Projection, norm: Norm | None, activation: str, packed: bool
 ) -> Tensor:
-    if len(up) not in (1, 2) or (packed and len(up) != 1):
-        raise ValueError(f"mlp_rows: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
-    wide = norm_lora_linear(x, up, norm)
-    gated = packed or len(wide) == 2
-    hidden = glu(*wide, activation=activation) if gated else activate(wide[0], activation)
+    check_up("mlp_rows", up, packed)
+    hidden = hidden_of(norm_lora_linear(x, up, norm), activation, packed)
     return norm_lora_linear(hidden, [replace(down, residual=x)])[0]

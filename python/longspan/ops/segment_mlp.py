@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from longspan.ops._feed_forward import check_up, hidden_of
 from longspan.ops._rows import as_rows
-from longspan.ops.glu import ACTIVATIONS, activation, glu
+from longspan.ops.glu import ACTIVATIONS
 from longspan.ops.lora import Norm, Projection, norm_lora_linear
 
 
@@ -47,8 +48,7 @@ def segment_mlp(
         raise ValueError(f"segment_mlp: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if segment < 1:
         raise ValueError(f"segment_mlp: segment is {segment}; it must be at least 1")
-    if len(up) not in (1, 2) or (packed and len(up) != 1):
-        raise ValueError(f"segment_mlp: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
+    check_up("segment_mlp", up, packed)
     if any(p.residual is not None for p in (*up, down)):
         raise ValueError("segment_mlp: a projection has a residual; give it to segment_mlp as residual")
     if residual is not None and (residual.shape[:-1] != x.shape[:-1] or residual.shape[-1] != down.weight.shape[0]):
@@ -116,8 +116,7 @@ class _Branch:
         norm = None if self.norm is None else replace(self.norm, weight=tensors[-2], bias=tensors[-1])
         first, last = (None, None) if seeds is None else (seeds[:-1].contiguous(), seeds[-1:].contiguous())
         wide = norm_lora_linear(rows, projections[:-1], norm, dropout_p=self.dropout_p, seed=first)
-        gated = self.packed or len(wide) == 2
-        hidden = glu(*wide, activation=self.activation) if gated else activation(wide[0], self.activation)
+        hidden = hidden_of(wide, self.activation, self.packed)
         down = replace(projections[-1], residual=added)
         return norm_lora_linear(hidden, [down], dropout_p=self.dropout_p, seed=last)[0]
 

@@ -67,11 +67,9 @@ class Layer:
         tables, mask = given.pop("position_embeddings", None), given.pop("attention_mask", None)
         if parts.hooked(attention):
             return self._stock_attention(attention, rows, mask, tables, given)
-        rotation = None
-        if family.rotary and self.state.rope:
-            rotation = self.rotation(tables, rows.dtype)
-            if self.shelf is not None:
-                self.shelf.leave((rotation.cos, rotation.sin, rotation.positions))
+        rotation = self.rotation_of(tables, rows.dtype)
+        if rotation is not None and self.shelf is not None:
+            self.shelf.leave((rotation.cos, rotation.sin, rotation.positions))
         project = partial(self.project, rotation)
         if "qkv" in self.recompute:
             with dropped(project, rows, self.shelf) as keep:
@@ -82,6 +80,10 @@ class Layer:
             out = self._attend(attention, made, mask, tables, given)
         del made  # before the output's projection needs memory
         return self._add(family.out, out, rows, family.post1, family.drop1)
+
+    def rotation_of(self, tables: Any, dtype: torch.dtype) -> Rotation | None:
+        """The rows' rotation where it is ours to do: a rotary family with lean.rope on."""
+        return self.rotation(tables, dtype) if self.state.family.rotary and self.state.rope else None
 
     def rotation(self, tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> Rotation:
         """The rows' rotation."""

@@ -13,6 +13,8 @@ from torch.autograd import Function
 
 from longspan import ops
 from longspan.patch.layers import parts
+from longspan.patch.layers.layer import Layer
+from longspan.patch.layers.recompute import keep_nothing
 from longspan.patch.tokens import select
 from longspan.patch.tokens.rows import RowsLayer, WholeLayer
 from longspan.patch.tokens.stream import Stream
@@ -59,7 +61,7 @@ class _Call:
     autocast: _Autocast
 
     def whole(self, rows: Tensor) -> Tensor:
-        whole = WholeLayer.of(self.call)
+        whole = Layer(self.call.layer, self.call.state, "none", None, self.call.batch)
         middle = whole.attention(rows, dict(self.given))
         if not self.feed_forward:
             return middle
@@ -68,12 +70,10 @@ class _Call:
     def part(self, rows: Tensor, entered: Tensor, kept: Tensor) -> Tensor:
         """The rows `kept`, entered as [K,C], with their graph; `rows` [M,C] is the layer's input."""
         call, whole = self.call, WholeLayer.of(self.call)
-        family = call.state.family
-        tables: Any = self.given.get("position_embeddings")
+        tables = self.given.get("position_embeddings")
         with torch.no_grad(), ops.Recording(len(rows)) as recording:
-            rotation = whole.rotation(tables, rows.dtype) if family.rotary and call.state.rope else None
-            made = whole.project(rotation, rows, lambda tensors: None)
-            whole.heads(parts.attribute(call.layer, family.attention), made, tables)
+            made = whole.project(whole.rotation_of(tables, rows.dtype), rows, keep_nothing)
+            whole.heads(parts.attribute(call.layer, call.state.family.attention), made, tables)
         del made
         part = RowsLayer.of(call, kept, placed=whole.kv, recorded=recording)
         part.recompute, part.shelf = "none", None

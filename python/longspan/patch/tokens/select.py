@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +27,16 @@ def score_before(layer: Layer, tokens: LayerTokens, rows: Tensor, stream: Stream
 
 
 def keep(tokens: LayerTokens, scores: Tensor, stream: Stream, ratio: float | None = None) -> ops.KeptBlocks:
-    """The blocks to keep: of the layer's threshold or ratio, or of `ratio`."""
+    """The blocks to keep: of the layer's threshold or ratio, or of `ratio`. Told to who watches the layer."""
     config = tokens.config
     rule: dict[str, Any] = {"keep_ratio": config.keep_ratio if ratio is None else ratio}
     if tokens.threshold is not None and ratio is None:
         rule = {"threshold": tokens.threshold}
     forced = {"force_first": config.force_first, "force_last": config.force_last}
-    return ops.select_blocks(scores, stream.blocks, **rule, **forced)
+    kept = ops.select_blocks(scores, stream.blocks, **rule, **forced)
+    if tokens.watch is not None:
+        tokens.watch(scores, kept)
+    return kept
 
 
 def block_means(values: Tensor, stream: Stream) -> Tensor:
@@ -77,16 +79,14 @@ def column_sums(pairs: Tensor, stream: Stream) -> Tensor:
     return torch.cat(parts) if parts else sums.new_zeros(0)
 
 
-def _by_place(
-    make: Callable[[int, torch.device], Tensor], layer: Layer, tokens: LayerTokens, rows: Tensor, stream: Stream
-) -> Tensor:
-    return make(stream.blocks.cu_blocks[-1], rows.device)
+def _random(layer: Layer, tokens: LayerTokens, rows: Tensor, stream: Stream) -> Tensor:
+    return torch.rand(stream.blocks.cu_blocks[-1], device=rows.device)
 
 
 BEFORE_SCORES: dict[str, Score] = {
     "predictor": _predicted,
     "scores": _exact,
-    "random": partial(_by_place, lambda count, device: torch.rand(count, device=device)),
+    "random": _random,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ class LayerTokens:
     path: str
     signals: Signals
     threshold: float | None = None
+    watch: Callable[[Tensor, ops.KeptBlocks], None] | None = None  # is given scores and what was kept of them
 
     @property
     def late(self) -> bool:
