@@ -102,26 +102,16 @@ def test_pruning_never_takes_all() -> None:
 
 @pytest.mark.parametrize("memory", [1, 3])
 def test_steps_learn_from_rows_of_before_again(subject: Subject, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+    calls: list[tuple[Predictor, predictors.Lesson]] = []  # kept alive, so that no id is used twice
     learn = Predictor.learn
 
     def watched(self: Predictor, lesson: predictors.Lesson, rate: float) -> float:
-        if self is first[0]:
-            seen.append(id(lesson))
-            kept.append(lesson)
+        calls.append((self, lesson))
         return learn(self, lesson, rate)
 
-    first: list[Predictor] = []
-    kept: list[predictors.Lesson] = []
-    make = Predictor.__init__
-
-    def made(self: Predictor, number: int, columns: int, width: int) -> None:
-        make(self, number, columns, width)
-        first.append(self)
-
-    monkeypatch.setattr(Predictor, "__init__", made)
     monkeypatch.setattr(Predictor, "learn", watched)
     trained(subject, steps=6, replays=2, memory=memory, prune_every=0)
+    seen = [id(lesson) for predictor, lesson in calls if predictor is calls[0][0]]
     new = seen[::3]
     assert len(seen) == 6 * 3
     assert len(set(new)) == 6
