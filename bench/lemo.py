@@ -8,7 +8,8 @@ SmolLM2-135M with LoRA r=8 on q, k, v, o in float32, on the Python documentation
   quality    held-out loss, dense evaluation, after the same 60 steps at 2048 tokens, for modes, selectors and ratios
   recall     trains predictors, and measures them against exact scores
 
-`python -m bench.lemo [PART ...]` writes to bench/records/lemo.json; quality goes on where it stopped.
+`python -m bench.lemo [PART ...]` writes to bench/records/lemo.json; quality goes on where it stopped. Parts without
+a clock (quality, recall) can run beside each other, a thread each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import gc
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,7 +160,7 @@ def attention(length: int = 16384, rounds: int = 3) -> dict[str, Any]:
     return {"length": length, "layer": number, "seconds": middle, "faster": ratio, "rounds": rounds}
 
 
-def recall(length: int = 2048, steps_: int = 300) -> dict[str, Any]:
+def recall(length: int = 2048, steps_: int = 450) -> dict[str, Any]:
     """Trains predictors of the demo model's later half, and measures them on held-out rows."""
     from longspan.analysis import predictors
     from longspan.analysis import recall as measuring
@@ -177,7 +179,7 @@ def recall(length: int = 2048, steps_: int = 300) -> dict[str, Any]:
             file = found
     seconds = time.perf_counter() - start
     assert file is not None
-    shares = measuring.mean_recall(subject, subject.rows(held_out=True), file, 8)
+    shares = measuring.mean_recall(subject, subject.rows(held_out=True), file, 16)
     file = replace(file, about=file.about | {"recall": shares})
     file.write(PREDICTOR)
     mean = sum(shares.values()) / len(shares)
@@ -221,13 +223,15 @@ def one_quality(name: str, setup: Setup, length: int, count: int, held_out: int)
         "data": {"length": length, "packing": "none", "held_out": 0.05},
         "adapter": {"method": "lora", "rank": 8, "alpha": 16},
         "update": {"engine": {"method": "adamw", "lr": 5e-4}},
-        "trainer": {"steps": count, "output": "runs/lemo/quality"},
+        "trainer": {"steps": count},
     } | setup
     before = select.BEFORE_SCORES["random"]
     if ", last, " in name:
         select.BEFORE_SCORES["random"] = _last
     try:
-        result = longspan.train(recipe, evaluate=held_out, overwrite=True, progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            recipe["trainer"]["output"] = f"{folder}/run"
+            result = longspan.train(recipe, evaluate=held_out, progress=False)
     finally:
         select.BEFORE_SCORES["random"] = before
     return {
@@ -239,19 +243,35 @@ def one_quality(name: str, setup: Setup, length: int, count: int, held_out: int)
     }
 
 
-def quality(before: dict[str, Any], save: Callable[[dict[str, Any]], None], only: str) -> dict[str, Any]:
-    """Every setup that is not in `before` yet."""
+def quality(only: str, without: str) -> dict[str, Any]:
+    """Every setup that is not recorded yet."""
     length, count, held_out = 2048, 60, 16
-    found = before if before.get("steps") == count else {}
-    found = {"length": length, "steps": count, "held_out_rows": held_out, "runs": found.get("runs", {})}
+
+    def found() -> dict[str, Any]:
+        runs = recorded().get("quality", {}).get("result", {}).get("runs", {})
+        return {"length": length, "steps": count, "held_out_rows": held_out, "runs": runs}
+
     for name, setup in quality_setups().items():
-        if name in found["runs"] or only not in name:
+        if name in found()["runs"] or only not in name or (without and without in name):
             continue
-        found["runs"][name] = one_quality(name, setup, length, count, held_out)
-        print(name, found["runs"][name], flush=True)
-        save(found)
+        figures = one_quality(name, setup, length, count, held_out)
+        print(name, figures, flush=True)
+        now = found()
+        now["runs"][name] = figures
+        save("quality", now)
         gc.collect()
-    return found
+    return found()
+
+
+def recorded() -> dict[str, Any]:
+    """The record as it lies on the disk: another part may have written since."""
+    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
+
+
+def save(name: str, result: Any) -> None:
+    """Puts a part's figures into the record."""
+    results = recorded() | {name: {"result": result, "environment": environment(torch.get_num_threads())}}
+    PATH.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -260,29 +280,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--length", type=int, default=8192, help="tokens of `steps`")
     parser.add_argument("--only", default="", help="of `quality`: setups whose name holds this")
+    parser.add_argument("--without", default="", help="of `quality`: leave out setups whose name holds this")
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    results = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
-
-    def save(name: str, result: Any) -> None:
-        results[name] = {"result": result, "environment": environment(torch.get_num_threads())}
-        PATH.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
+    torch.set_num_threads(arguments.threads)
     everything: dict[str, Callable[[], Any]] = {
         "kept": kept,
         "steps": lambda: steps(arguments.length, list(COMPETITORS), arguments.rounds),
         "attention": lambda: attention(rounds=arguments.rounds),
         "recall": recall,
-        "quality": lambda: quality(
-            results.get("quality", {}).get("result", {}), lambda found: save("quality", found), arguments.only
-        ),
+        "quality": lambda: quality(arguments.only, arguments.without),
     }
     unknown = set(arguments.parts) - set(everything)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; allowed: {', '.join(everything)}")
     for name in arguments.parts or everything:
-        save(name, everything[name]())
-        print(json.dumps(results[name]["result"], indent=1), flush=True)
+        figures = everything[name]()
+        save(name, figures)
+        print(json.dumps(figures, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Settings:
     more than a share of the blocks; the share starts at `prune_from` and falls by 0.05 each time. 0 prunes nothing.
     """
 
-    steps: int = 400
+    steps: int = 450
     lr: float = 1e-3
     warmup: int = 20
     width: int = WIDTHS[1]

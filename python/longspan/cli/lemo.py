@@ -40,7 +40,7 @@ def _writable(out: Path, suffix: str, overwrite: bool) -> None:
 def train_predictor(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option("--out", help="The predictors' file, .safetensors.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of one row each.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of one row each.")] = 450,
     lr: Annotated[float, typer.Option(min=0, help="Largest learning rate.")] = 1e-3,
     width: Annotated[int, typer.Option(min=1, help="Hidden units of the second layer before pruning.")] = 128,
     replays: Annotated[int, typer.Option(min=0, help="Rows of before that each step learns from again.")] = 3,
