@@ -62,6 +62,17 @@ def test_gradient_of_the_formula(kind: str, share: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_share_of_norms_that_is_kept(share: float) -> None:
+    up, down, norm = parts("gated")
+    x, seen = torch.randn(M, C, dtype=F64), []
+    mlp_cols(x, up, down, norm, activation="gelu", share=share, residual=x, watch=seen.append)
+    gate, wide = norm_lora_linear(x, up, norm)
+    scores = nn.functional.gelu(gate).norm(dim=0) + wide.norm(dim=0)
+    strongest = scores.sort(descending=True).values[: int(share * F)]
+    torch.testing.assert_close(seen, [strongest.sum() / scores.sum()], rtol=1e-12, atol=0)
+
+
 def test_saved_bytes() -> None:
     up, down, norm = parts("gated")
     x = torch.randn(M, C, dtype=F64, requires_grad=True)

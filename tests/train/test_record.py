@@ -34,6 +34,15 @@ def test_log_lines_hold_what_the_result_says(make: Make, cache: Path) -> None:
     assert Recipe.from_yaml(result.output / "recipe.yaml") == Recipe.from_yaml(result.final / "recipe.yaml")
 
 
+def test_log_lines_hold_the_share_of_channels_norms(make: Make, cache: Path) -> None:
+    tokens = {"method": "lemo", "mlp": "cols", "mlp_ratio": 0.5}
+    adapter = {"method": "lora", "rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
+    recipe = make(tokens=tokens, adapter=adapter)
+    shares = [line["mlp_kept_norm"] for line in log_of(run_quietly(recipe, cache).output)]
+    assert all(0.5 < share < 1 for share in shares)
+    assert len(set(shares)) == len(shares)  # of each step's own rows
+
+
 def test_tensorboard_has_every_line(make: Make, cache: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

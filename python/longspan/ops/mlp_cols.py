@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +27,14 @@ def mlp_cols(
     share: float,
     packed: bool = False,
     residual: Tensor,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """residual + down(act(gate) * up), its gradient in x through max(1, floor(share F)) of the F channels.
 
     x: [M,C] as in `norm_lora_linear`; up: gate and up; or one projection to both one after the other, with `packed`; or
     one, which goes through the activation alone. The score of a channel is the norm over all rows of act(gate) plus
     that of up; ties go to the earlier one. The result is that of the dense branch, bit for bit. Saved: x, a number or
-    two a row, and gate and up of the kept channels.
+    two a row, and gate and up of the kept channels. watch: is given the kept channels' share of the scores' sum [].
 
     Differentiable, once, in x and residual; biased: what flows through the other channels is missing. The weights are
     constants. Raises ValueError for weights that require grad, for adapters, and for what does not fit.
@@ -53,7 +54,7 @@ def mlp_cols(
             )
     if any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)):
         raise ValueError("mlp_cols: the norm's weights require grad and would get none; freeze them")
-    branch = _Branch(_split(up) if packed else tuple(up), down, norm, activation, share)
+    branch = _Branch(_split(up) if packed else tuple(up), down, norm, activation, share, watch)
     out: Tensor = _Columns.apply(branch, x, residual)
     return out
 
@@ -72,6 +73,7 @@ class _Branch:
     norm: Norm
     activation: str
     share: float
+    watch: Callable[[Tensor], None] | None
 
     def strongest(self, wide: Sequence[Tensor]) -> Tensor:
         """Numbers of the kept channels, increasing."""
@@ -79,7 +81,10 @@ class _Branch:
         scores = sum(_column_norms(side) for side in sides)
         assert isinstance(scores, Tensor)
         count = max(1, int(self.share * len(scores)))
-        return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+        kept = torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+        if self.watch is not None:
+            self.watch(scores[kept].sum() / scores.sum())
+        return kept
 
 
 def _column_norms(x: Tensor) -> Tensor:

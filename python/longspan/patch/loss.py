@@ -86,7 +86,7 @@ def _fused(model: Any, state: LossState, labels: Tensor | None, shifted: Tensor 
         raise ValueError(f"labels are {list(shifted.shape)} but the model scores {list(hidden.shape[:-1])} tokens")
     head, targets = model.get_output_embeddings(), shifted.to(hidden.device)
     signals: Signals | None = getattr(model, SIGNALS, None)
-    if signals is not None:
+    if signals is not None and signals.wants_losses:
         signals.losses = heads.token_losses(head, hidden, targets, state.transform, ignore_index=ignore_index)
     loss = heads.head_loss(head, hidden, targets, state.transform, ignore_index=ignore_index, num_items=num_items)
     fields = {name: value for name, value in output.items() if name not in ("loss", "logits")}

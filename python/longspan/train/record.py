@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Recorder(TrainerCallback):
     A line of `log.jsonl` holds: step, epoch (passes over the rows), loss (mean of the steps since the last
     line), grad_norm and learning_rate of its last step, tokens_per_second and seconds_per_step over the same
     steps, tokens (since the run began), peak_memory_bytes (see `memory`) and, with a GPU, peak_cuda_bytes. `notes` are
-    written into every line.
+    written into every line, and so is what `figures` returns when the line is written.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Recorder(TrainerCallback):
         rows_per_step: int,
         rows: int,
         notes: Mapping[str, Any] | None = None,
+        figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.run = run
         self.notes = dict(notes or {})
+        self.figures = figures
         self.log_every = log_every
         self.save_every = save_every
         self.rows_per_step = rows_per_step
@@ -147,6 +149,7 @@ class Recorder(TrainerCallback):
         cuda = memory.peak_cuda()
         if cuda is not None:
             line["peak_cuda_bytes"] = cuda
+        line |= self.figures()
         self.pending = []
         with (self.run / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**line, **self.notes}) + "\n")

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from longspan import data, folders
-from longspan.patch.install import patch
+from longspan.patch.install import causal_model, patch
+from longspan.patch.tokens import state as tokens
 from longspan.recipe import Recipe
 from longspan.train import checkpoint, memory, planning, weights
 from longspan.train.evaluate import held_out_loss
@@ -168,6 +169,7 @@ class _Run:
             rows_per_step=section.batch * section.accumulate,
             rows=len(rows),
             notes=settled.note(),
+            figures=lambda: tokens.figures(causal_model(model)),
         )
         if self.found:
             recorder.restore(saved["recorder"], checkpoint.step_of(self.found))

@@ -48,4 +48,5 @@ def feed_forward_of_columns(call: KeptLayer, rows: Tensor, residual: Tensor, sha
         share=share,
         packed=family.gated and len(family.up) == 1,
         residual=residual,
+        watch=call.tokens.measured,
     )

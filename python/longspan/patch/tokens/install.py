@@ -38,7 +38,7 @@ def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -
         thresholds = found.layers
         chosen = tuple(layer for layer in chosen if thresholds.get(layer) is not None)
     file = _predictors(config, model, len(layers), chosen)
-    signals = Signals()
+    signals = Signals(wants_losses=config.selector == "token_loss")
     done: dict[str, LayerTokens] = {}
     for number in chosen:
         path, layer = layers[number]
@@ -47,8 +47,7 @@ def layers_of(recipe: Recipe, model: Any, layers: list[tuple[str, nn.Module]]) -
         elif config.selector == "predictor":
             _put(layer, untrained(model.config.hidden_size, number))
         done[path] = LayerTokens(config, path, signals, thresholds.get(number))
-    if config.selector == "token_loss":
-        setattr(model, SIGNALS, signals)
+    setattr(model, SIGNALS, signals)
     return done
 
 
