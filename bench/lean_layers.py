@@ -13,6 +13,7 @@ SmolLM2-135M with LoRA r=8 on q, k, v, o in float32, on the Python documentation
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -125,6 +126,15 @@ def kept(length: int = 1024) -> dict[str, Any]:
     return {"length": length, "competitors": found}
 
 
+def share_weights(models: list[Any]) -> None:
+    """Puts the frozen parameters of all models, which are equal, where the first one has them."""
+    first = dict(models[0].named_parameters())
+    for model in models[1:]:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                parameter.data = first[name].data
+
+
 def interleaved(
     models: dict[str, Any], ids: list[Tensor]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
@@ -135,8 +145,10 @@ def interleaved(
     wall: dict[str, list[float]] = {name: [] for name in models}
     cpu: dict[str, list[float]] = {name: [] for name in models}
     losses: dict[str, float] = {}
+    share_weights(list(models.values()))
     for turn, row in enumerate(ids):
         for name, model in models.items():
+            gc.collect()
             time.sleep(REST)
             start, used = time.perf_counter(), time.process_time()
             loss = one_step(model, row)

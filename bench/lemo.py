@@ -4,7 +4,8 @@ SmolLM2-135M with LoRA r=8 on q, k, v, o in float32, on the Python documentation
 
   kept       bytes that live between forward and backward, a token, and their share of the fused dense model's
   steps      seconds of a training step, all competitors in turn, medians of ratios of wall and of CPU time
-  attention  the attention half of one layer alone, forward and backward, dense against kept rows; the predictor's share
+  long       the same at 16384 tokens, dense against elimination alone
+  layer      the halves of one layer alone, at the lengths of both: seconds of forward and backward, bytes kept
   quality    held-out loss, dense evaluation, after the same 60 steps at 2048 tokens, for modes, selectors and ratios
   recall     trains predictors, and measures them against exact scores
 
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor
 
 import longspan
-from bench.lean_layers import BASELINE, REST, S2, adapted, alive, interleaved, rows
+from bench import lemo_layer
+from bench.lean_layers import BASELINE, S2, adapted, alive, interleaved, rows
 from bench.record import RECORDS, environment
 
 PATH = RECORDS / "lemo.json"
@@ -104,60 +106,6 @@ def steps(length: int, names: list[str], rounds: int) -> dict[str, Any]:
         for name in names
     }
     return {"length": length, "rounds": rounds, "competitors": figures}
-
-
-def attention(length: int = 16384, rounds: int = 3) -> dict[str, Any]:
-    """One layer's attention half: norm, q, k, v, rotation, attention, o and residual; its predictor beside it."""
-    from longspan.patch.layers.forward import STATE
-    from longspan.patch.layers.layer import Layer
-    from longspan.patch.tokens import select
-    from longspan.patch.tokens.layer import KeptLayer
-    from longspan.patch.tokens.stream import Stream
-
-    model = build(lemo(**ELIMINATE), length)
-    base = model.get_base_model()
-    number = 20
-    layer = base.model.layers[number]
-    given: dict[str, Any] = {}
-
-    def watch(module: Any, args: Any, kwargs: Any) -> None:
-        given.update(kwargs, hidden=args[0])
-
-    handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
-    # The input of this layer, of the first rows' activations in turn: what lies in it does not change the time.
-    short = rows(1024, 1)[0]
-    with torch.no_grad():
-        base.model(short, use_cache=False)
-        hidden = given.pop("hidden").repeat(1, length // 1024, 1)
-        tables = base.model.rotary_emb(hidden, torch.arange(length)[None])
-    handle.remove()
-    given |= {"position_embeddings": tables, "position_ids": None}
-    from longspan.patch.mask import MaskSpec
-
-    state = getattr(layer, STATE)
-    seconds: dict[str, list[float]] = {"dense": [], "kept rows": [], "predictor": []}
-    for turn in range(rounds + 1):
-        for name in seconds:
-            given["attention_mask"] = MaskSpec(batch=1, q_length=length, kv_length=length)
-            x = hidden.detach().clone().requires_grad_()
-            flat = x.reshape(length, -1)
-            call = KeptLayer(layer, state, "none", None, 1, tokens=state.tokens)
-            stream = Stream.of("layer", given, 1, length, x.device, 64)
-            if name == "kept rows":
-                call.choice.attention = select.keep(state.tokens, torch.rand(length // 64), stream)
-            time.sleep(REST)
-            start = time.perf_counter()
-            if name == "predictor":
-                select.keep(state.tokens, select.score_before(call, state.tokens, flat, stream), stream)
-            else:
-                dense = Layer(layer, state, "none").attention
-                y = dense(flat, dict(given)) if name == "dense" else call._attention_of_rows(flat, given, stream)
-                y.backward(torch.ones_like(y))
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = statistics.median(d / k for d, k in zip(seconds["dense"], seconds["kept rows"], strict=True))
-    return {"length": length, "layer": number, "seconds": middle, "faster": ratio, "rounds": rounds}
 
 
 def recall(length: int = 2048, steps_: int = 450) -> dict[str, Any]:
@@ -276,9 +224,8 @@ def save(name: str, result: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="kept, steps, attention, recall, quality (default: all)")
+    parser.add_argument("parts", nargs="*", help="kept, steps, long, layer, recall, quality (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--length", type=int, default=8192, help="tokens of `steps`")
     parser.add_argument("--only", default="", help="of `quality`: setups whose name holds this")
     parser.add_argument("--without", default="", help="of `quality`: leave out setups whose name holds this")
     parser.add_argument("--threads", type=int, default=2)
@@ -286,8 +233,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     everything: dict[str, Callable[[], Any]] = {
         "kept": kept,
-        "steps": lambda: steps(arguments.length, list(COMPETITORS), arguments.rounds),
-        "attention": lambda: attention(rounds=arguments.rounds),
+        "steps": lambda: steps(8192, list(COMPETITORS), arguments.rounds),
+        "long": lambda: steps(16384, [DENSE, "eliminate, predictor"], max(1, arguments.rounds - 1)),
+        "layer": lambda: [lemo_layer.timed(lemo(**ELIMINATE), length, arguments.rounds) for length in (8192, 16384)],
         "recall": recall,
         "quality": lambda: quality(arguments.only, arguments.without),
     }
