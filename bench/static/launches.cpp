@@ -1,6 +1,6 @@
 // Which kernels the entry points launch, and how: the project's own host code with a runtime library that only notes.
 // Reads one problem a line, prints `<line> <kernel> <blocks> <threads> <bytes of shared memory>` a launch:
-//   attention fwd|bwd <dtype> <batch> <heads> <key heads> <queries> <keys> <D> <aligned 0|1>
+//   attention fwd|bwd <dtype> <batch> <heads> <key heads> <queries> <keys> <D> <aligned 0|1> <selected 0|1>
 //   loss <dtype> <rows> <vocabulary>
 //   linear_loss <dtype> <tokens> <vocabulary> <C> <segment>
 //   rope <dtype> <tokens> <heads> <D> <pairs> <interleaved 0|1> <aligned 0|1>
@@ -8,6 +8,7 @@
 //   glu fwd|bwd <dtype> <activation> <rows> <F>
 //   lora fwd|bwd <dtype> <dtype of adapters> <rows> <C> <N> <R> <dropout 0|1>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
+//   and those of sparse_launches.h
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -21,39 +22,23 @@
 #include "norm/norm.h"
 #include "rope/rope.h"
 #include "select/select.h"
+#include "sparse_launches.h"
 
 using namespace longspan::kernels;
 
 namespace {
 
-alignas(64) char scratch[64];  // never read: nothing runs
-
-CudaContext context() {
-  return {nullptr, {nullptr, [](void*, int64_t) -> void* { return scratch; }}, {nullptr, [](void*, const GemmArgs&) {}}};
-}
-
-DType dtype_of(const std::string& name) {
-  if (name == "float32") return DType::kFloat32;
-  if (name == "bfloat16") return DType::kBFloat16;
-  if (name == "float16") return DType::kFloat16;
-  throw std::invalid_argument("no dtype " + name);
-}
-
-View<4> view(DType dtype, int64_t batch, int64_t heads, int64_t rows, int64_t D, bool aligned) {
-  const int64_t row = round_up(D, 8) + (aligned ? 0 : 1);
-  return {scratch, dtype, {batch, heads, rows, D}, {heads * rows * row, rows * row, row, 1}};
-}
-
 void attention(std::istream& words) {
   std::string direction, dtype_name;
   int64_t batch, heads, key_heads, queries, keys, D;
-  bool aligned;
-  if (!(words >> direction >> dtype_name >> batch >> heads >> key_heads >> queries >> keys >> D >> aligned))
-    throw std::invalid_argument("attention takes direction, dtype, six sizes and alignment");
+  bool aligned, selected;
+  if (!(words >> direction >> dtype_name >> batch >> heads >> key_heads >> queries >> keys >> D >> aligned >> selected))
+    throw std::invalid_argument("attention takes direction, dtype, six sizes, alignment and whether keys are selected");
   const DType dtype = dtype_of(dtype_name);
   const View<4> q = view(dtype, batch, heads, queries, D, aligned), k = view(dtype, batch, key_heads, keys, D, aligned);
   const AttentionTensors io{q, k, k, q, scratch};
-  const AttentionSpec spec{{}, {}, {}, 1.0, 0.0};
+  AttentionSpec spec{{}, {}, {}, 1.0, 0.0, {}};
+  if (selected) spec.pattern.kind = PatternKind::kSelected, spec.selection = selection_of_codes(D);
   if (direction == "fwd")
     attention_fwd_cuda(spec, io, context());
   else
@@ -187,7 +172,7 @@ int main() {
         rope(words);
       else if (op == "block_score")
         block_score(words);
-      else
+      else if (!sparse_launch(op, words))
         throw std::invalid_argument("no op " + op);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "line %d, %s: %s\n", number, line.c_str(), error.what());

@@ -33,10 +33,12 @@ class Attention:
     tokens: int = 4096
     D: int = 128
     aligned: bool = True
+    selected: bool = False
 
     def line(self) -> str:
         """For the launcher."""
-        sizes = [self.batch, self.heads, self.key_heads, self.tokens, self.tokens, self.D, int(self.aligned)]
+        sizes = [self.batch, self.heads, self.key_heads, self.tokens, self.tokens, self.D]
+        sizes += [int(self.aligned), int(self.selected)]
         return " ".join(["attention", self.direction, self.dtype, *map(str, sizes)])
 
 
@@ -153,7 +155,28 @@ class BlockScore:
         return " ".join(["block_score", self.dtype, *map(str, sizes)])
 
 
-Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora | BlockScore
+@dataclass(frozen=True)
+class Sparse:
+    """One call of an op of codes, kept keys, lists or routed blocks; `by_rows` is for grouped products alone."""
+
+    family: str
+    what: str
+    dtype: str
+    by_rows: bool = True
+
+    def line(self) -> str:
+        """For the launcher."""
+        side = [str(int(self.by_rows))] if self.family == "grouped" else []
+        return " ".join([self.family, self.what, self.dtype, *side])
+
+
+SPARSE = {
+    "pq": ("encode1", "encode2", "loss", "stats"),
+    "topl": ("threshold", "indices", "tables"),
+    "list_attention": ("fwd", "bwd", "transpose"),
+    "grouped": ("expand", "reduce", "weight"),
+}
+Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora | BlockScore | Sparse
 
 
 @dataclass(frozen=True)
@@ -168,9 +191,9 @@ class Launch:
 
 def launcher(objects: Sequence[Compiled], build: Path = BUILD) -> Path:
     """The program that turns problems into launches, built when an object or its source changed."""
-    parts = [HERE / "launches.cpp", HERE / "fake_runtime.cpp"]
+    parts = [HERE / name for name in ("launches.cpp", "sparse_launches.cpp", "fake_runtime.cpp")]
     digest = hashlib.sha256()
-    for path in [*parts, HERE / "fake_runtime.h"]:
+    for path in [*parts, HERE / "fake_runtime.h", HERE / "sparse_launches.h"]:
         digest.update(path.read_bytes())
     for compiled in objects:
         digest.update(str(compiled.object).encode())  # its folder is named by a hash
@@ -196,16 +219,21 @@ def launches(program: Path, problems: Iterable[Problem]) -> list[list[Launch]]:
 def every_dispatch() -> list[Problem]:
     """Problems that together reach every kernel: all dtypes, head dimensions and alignments."""
     found: list[Problem] = [
-        Attention(direction, dtype, tokens=256, D=D, aligned=aligned)
+        Attention(direction, dtype, tokens=256, D=D, aligned=aligned, selected=selected)
         for dtype in DTYPES
         for direction in ("fwd", "bwd")
-        for aligned in (True, False)
+        for aligned, selected in ((True, False), (False, False), (True, True))
         for D in range(8, 257, 8)
     ]
     found += [Loss(dtype, 8, 1024) for dtype in DTYPES]
     found += [LinearLoss(dtype) for dtype in ("float32", "bfloat16")]
     found += [Rope(dtype, *options) for dtype in DTYPES for options in itertools.product((False, True), repeat=2)]
     found += [BlockScore(dtype, aligned) for dtype in DTYPES for aligned in (True, False)]
+    found += [
+        Sparse(family, what, dtype, by_rows)
+        for family, parts in SPARSE.items()
+        for what, dtype, by_rows in itertools.product(parts, DTYPES, (True, False))
+    ]
     found += [Glu(*options) for options in itertools.product(("fwd", "bwd"), DTYPES, ACTIVATIONS)]
     found += [
         Lora(direction, dtype, adapter, dropout)

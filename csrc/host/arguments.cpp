@@ -9,33 +9,27 @@ std::string text_of(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-void check_fits(const Array& x, const std::string& name, const std::vector<int64_t>& shape, kernels::DType dtype) {
-  if (x.shape != shape || x.dtype != dtype_name(dtype))
-    throw py::value_error(name + " is " + x.dtype + " " + text_of(x.shape) + "; it must be " + dtype_name(dtype) + " " +
-                          text_of(shape));
+void check_fits(const Array& x, const std::string& name, const std::vector<int64_t>& shape, const std::string& dtype) {
+  if (x.shape != shape || x.dtype != dtype)
+    throw py::value_error(name + " is " + x.dtype + " " + text_of(x.shape) + "; it must be " + dtype + " " + text_of(shape));
 }
 
 }  // namespace
 
 Array Arguments::input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
-                       kernels::DType dtype) const {
+                       const std::string& dtype) const {
   Array x = borrow(object, name, stream_);
   check_device(x, name, first_, first_name_);
   check_fits(x, name, shape, dtype);
   return x;
 }
 
-Array Arguments::optional_input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
-                                kernels::DType dtype) const {
-  return object.is_none() ? Array{} : input(object, name, shape, dtype);
-}
-
 Output Arguments::output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
-                         kernels::DType dtype) const {
+                         const std::string& dtype) const {
   if (given.is_none() && first_.cuda) throw py::value_error(name + " is None; on CUDA give an array to write to");
   Output out{given.is_none() ? py::object(new_array(dtype, shape)) : given, {}};
   out.array = borrow(out.object, name, stream_);
-  if (given.is_none()) out.array.dtype = dtype_name(dtype);  // NumPy has bfloat16 as uint16
+  if (given.is_none()) out.array.dtype = dtype;  // NumPy has bfloat16 as uint16
   if (out.array.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
   check_device(out.array, name, first_, first_name_);
   check_fits(out.array, name, shape, dtype);

@@ -21,13 +21,24 @@ class Arguments {
 
   /// Another array, of this shape and dtype; throws py::value_error that says what was given and what is needed.
   Array input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
-              kernels::DType dtype) const;
+              const std::string& dtype) const;
+  Array input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
+              kernels::DType dtype) const {
+    return input(object, name, shape, dtype_name(dtype));
+  }
   /// The same with null data for None.
+  template <class Type>
   Array optional_input(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
-                       kernels::DType dtype) const;
+                       const Type& dtype) const {
+    return object.is_none() ? Array{} : input(object, name, shape, dtype);
+  }
   /// An array of the caller to write to, or a new NumPy array; CUDA memory is always the caller's.
   Output output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
-                kernels::DType dtype) const;
+                const std::string& dtype) const;
+  Output output(const py::object& given, const std::string& name, const std::vector<int64_t>& shape,
+                kernels::DType dtype) const {
+    return output(given, name, shape, dtype_name(dtype));
+  }
 
  private:
   const Array& first_;

@@ -116,9 +116,8 @@ const char* dtype_name(kernels::DType dtype) {
   }
 }
 
-py::array new_array(kernels::DType dtype, const std::vector<int64_t>& shape) {
-  const std::string name = dtype == kernels::DType::kBFloat16 ? "uint16" : dtype_name(dtype);
-  return py::array(py::dtype(name), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+py::array new_array(const std::string& dtype, const std::vector<int64_t>& shape) {
+  return py::array(py::dtype(dtype == "bfloat16" ? "uint16" : dtype), std::vector<py::ssize_t>(shape.begin(), shape.end()));
 }
 
 }  // namespace longspan::host

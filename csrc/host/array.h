@@ -17,7 +17,7 @@ namespace py = pybind11;
 struct Array {
   py::object owner;
   void* data = nullptr;
-  std::string dtype;  // "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8"
+  std::string dtype;  // "float32", "float64", "float16", "bfloat16", "int32", "int16", "int8", "int64", "uint8"
   std::vector<int64_t> shape, strides;
   bool read_only = false;
   bool cuda = false;  // in CUDA memory, of device `device`
@@ -65,7 +65,7 @@ kernels::View<N> view_of(const Array& array, const std::string& name) {
   return out;
 }
 
-/// A new NumPy array; NumPy has no bfloat16, so its bits come as uint16.
-py::array new_array(kernels::DType dtype, const std::vector<int64_t>& shape);
+/// A new NumPy array of the dtype with this name; NumPy has no bfloat16, so its bits come as uint16.
+py::array new_array(const std::string& dtype, const std::vector<int64_t>& shape);
 
 }  // namespace longspan::host

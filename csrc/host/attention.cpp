@@ -6,10 +6,10 @@
 #include <cmath>
 #include <optional>
 
-#include "host/arguments.h"
-#include "host/array.h"
 #include "host/bind.h"
+#include "host/codes.h"
 #include "host/device.h"
+#include "host/layout.h"
 #include "host/pool.h"
 
 namespace longspan::host {
@@ -21,6 +21,7 @@ using kernels::PatternKind;
 struct Spec {
   kernels::AttentionSpec spec;
   Array tiles, query_layout, key_layout;
+  SelectionArrays selected;
 };
 
 // A spec's arrays are borrowed before a call has a stream: the call's stream must come after what writes them.
@@ -31,29 +32,22 @@ PatternKind kind_of(const std::string& name) {
   if (name == "s2") return PatternKind::kShiftedGroups;
   if (name == "window") return PatternKind::kWindow;
   if (name == "tiles") return PatternKind::kTiles;
-  throw py::value_error("pattern is '" + name + "'; allowed: full, s2, window, tiles");
-}
-
-void set_layout(const py::object& object, const char* name, Array& keep, kernels::Layout& layout) {
-  if (object.is_none()) return;
-  keep = borrow(object, name, "int32", 3, kUnordered);
-  if (!keep.contiguous() || keep.shape[0] < 2 || keep.shape[0] > 3)
-    throw py::value_error(std::string(name) +
-                          " must be a contiguous int32 array [2 or 3, 1 or B, length]: doc, pos and maybe flag");
-  const auto* data = static_cast<const int32_t*>(keep.data);
-  const int64_t plane = keep.shape[1] * keep.shape[2];
-  layout = {data, data + plane, keep.shape[0] == 3 ? data + 2 * plane : nullptr, keep.shape[1] == 1 ? 0 : keep.shape[2]};
+  if (name == "selected") return PatternKind::kSelected;
+  throw py::value_error("pattern is '" + name + "'; allowed: full, s2, window, tiles, selected");
 }
 
 Spec make_spec(const std::string& pattern, bool causal, int group_size, int window, int sinks, int model_window,
                const py::object& tiles, int tile_size, const py::object& query_layout, const py::object& key_layout,
-               std::optional<double> scale, double softcap) {
+               std::optional<double> scale, double softcap, const py::object& key_codes, const py::object& query_codes,
+               const py::object& codebook, const py::object& threshold, const py::object& cut, int64_t subspaces,
+               int64_t codewords) {
   Spec out;
   kernels::Pattern& p = out.spec.pattern;
   p.kind = kind_of(pattern);
   p.causal = causal, p.sinks = sinks, p.model_window = model_window;
   if (sinks < 0 || model_window < 0) throw py::value_error("sinks and model_window must not be negative");
-  if (p.kind != PatternKind::kFull && !causal) throw py::value_error("pattern '" + pattern + "' is causal only");
+  if (p.kind != PatternKind::kFull && p.kind != PatternKind::kSelected && !causal)
+    throw py::value_error("pattern '" + pattern + "' is causal only");
   if (p.kind == PatternKind::kShiftedGroups) {
     if (group_size < 2 || group_size % 2)
       throw py::value_error("group_size is " + std::to_string(group_size) + "; it must be even and at least 2");
@@ -64,16 +58,36 @@ Spec make_spec(const std::string& pattern, bool causal, int group_size, int wind
     p.window = window;
   }
   if (p.kind == PatternKind::kTiles) {
-    out.tiles = borrow(tiles, "tiles", "int32", 3, kUnordered);
-    if (!out.tiles.contiguous()) throw py::value_error("tiles must be contiguous");
-    if (tile_size < 1 || tile_size % kernels::kKeyTile)
+    out.tiles = borrow(tiles, "tiles", kUnordered);
+    const auto& shape = out.tiles.shape;
+    if (out.tiles.dtype != "int32" || (shape.size() != 3 && shape.size() != 4) || !out.tiles.contiguous())
+      throw py::value_error("tiles must be a contiguous int32 array [(1 or B,) 1, K or H, query tiles, slots]");
+    if (tile_size < 1 || tile_size % kernels::kQueryTile)
       throw py::value_error("tile_size is " + std::to_string(tile_size) + "; it must be a multiple of " +
-                            std::to_string(kernels::kKeyTile));
+                            std::to_string(kernels::kQueryTile));
+    const size_t first = shape.size() - 3;
     p.tile_size = tile_size, p.tiles = static_cast<const int32_t*>(out.tiles.data);
-    p.tile_heads = out.tiles.shape[0], p.query_tiles = out.tiles.shape[1], p.tile_slots = out.tiles.shape[2];
+    p.tile_batches = first ? shape[0] : 1, p.tile_heads = shape[first];
+    p.query_tiles = shape[first + 1], p.tile_slots = shape[first + 2];
   }
-  set_layout(query_layout, "query_layout", out.query_layout, out.spec.queries);
-  set_layout(key_layout, "key_layout", out.key_layout, out.spec.keys);
+  if (p.kind == PatternKind::kSelected) {
+    if (window < 0) throw py::value_error("window must not be negative");
+    p.window = window;
+    if (key_codes.is_none() || threshold.is_none() || cut.is_none())
+      throw py::value_error("pattern 'selected' needs key_codes, threshold and cut");
+    const auto take = [](const py::object& object, const char* name) {
+      return object.is_none() ? Array{} : borrow(object, name, kUnordered);
+    };
+    out.selected = {take(key_codes, "key_codes"),
+                    take(query_codes, "query_codes"),
+                    take(codebook, "codebook"),
+                    take(threshold, "threshold"),
+                    take(cut, "cut"),
+                    subspaces,
+                    codewords};
+  }
+  set_layout(query_layout, "query_layout", out.query_layout, out.spec.queries, kUnordered);
+  set_layout(key_layout, "key_layout", out.key_layout, out.spec.keys, kUnordered);
   out.spec.scale = scale.value_or(0);
   out.spec.softcap = softcap;
   return out;
@@ -107,20 +121,18 @@ struct Call {
     if (!spec.keys.doc != !spec.queries.doc || (!spec.keys.doc && T != S))
       throw py::value_error(std::to_string(T) + " queries and " + std::to_string(S) +
                             " keys need both query_layout and key_layout");
-    check_layout(given.query_layout, "query_layout", T);
-    check_layout(given.key_layout, "key_layout", S);
+    check_layout(given.query_layout, "query_layout", B, T, q, "q");
+    check_layout(given.key_layout, "key_layout", B, S, q, "q");
     if (spec.pattern.kind == PatternKind::kTiles &&
-        ((spec.pattern.tile_heads != 1 && spec.pattern.tile_heads != H) ||
+        ((spec.pattern.tile_heads != 1 && spec.pattern.tile_heads != H && spec.pattern.tile_heads != k.shape[1]) ||
+         (spec.pattern.tile_batches != 1 && spec.pattern.tile_batches != B) ||
          spec.pattern.query_tiles < kernels::ceil_div(T, spec.pattern.tile_size)))
-      throw py::value_error("tiles does not cover all heads and query tiles");
+      throw py::value_error("tiles does not cover all batch rows, heads and query tiles");
+    if (spec.pattern.kind == PatternKind::kSelected) {
+      check_device(given.selected.key_codes, "key_codes", q, "q");
+      spec.selection = given.selected.selection(view, {B, H, k.shape[1], T, S});
+    }
     if (spec.scale == 0) spec.scale = 1 / std::sqrt(double(D));
-  }
-
-  void check_layout(const Array& layout, const char* name, int64_t length) const {
-    if (layout.data) check_device(layout, name, q, "q");
-    if (layout.data && ((layout.shape[1] != 1 && layout.shape[1] != B) || layout.shape[2] != length))
-      throw py::value_error(std::string(name) + " is for " + std::to_string(layout.shape[2]) + " tokens; there are " +
-                            std::to_string(length));
   }
 
   Arguments arguments() const { return {q, "q", stream}; }
@@ -173,14 +185,18 @@ py::tuple attention_bwd(const py::handle& dout_, const py::handle& q, const py::
 void bind_attention(py::module_& m) {
   py::class_<Spec>(m, "AttentionSpec", R"(What attention computes: pattern, layouts, scale and soft-cap.
 
-pattern: "full", "s2" (group_size), "window" (window keys including itself) or "tiles" (int32 [1 or H, query tiles, slots],
-increasing key tile numbers, -1 ends a list). sinks: first positions of each document that stay visible. Layouts are int32
+pattern: "full", "s2" (group_size), "window" (window keys including itself), "tiles" (int32 [(1 or B,) 1, K or H, query tiles, slots] for tiles of
+tile_size, a multiple of 64; increasing key tile numbers, -1 ends a list) or "selected" (near keys by window and sinks, and of the others those that
+topl_threshold kept: key_codes, threshold, cut, and codebook or query_codes with subspaces and codewords). sinks: first positions of each document that stay visible. Layouts are int32
 [2 or 3, 1 or B, length]: document (-1 is padding), position, and maybe a flag whose bit 0 marks global tokens; None means one
 document. scale None is 1/sqrt(D).)")
       .def(py::init(&make_spec), py::arg("pattern") = "full", py::kw_only(), py::arg("causal") = true,
            py::arg("group_size") = 0, py::arg("window") = 0, py::arg("sinks") = 0, py::arg("model_window") = 0,
            py::arg("tiles") = py::none(), py::arg("tile_size") = 0, py::arg("query_layout") = py::none(),
-           py::arg("key_layout") = py::none(), py::arg("scale") = py::none(), py::arg("softcap") = 0.0);
+           py::arg("key_layout") = py::none(), py::arg("scale") = py::none(), py::arg("softcap") = 0.0,
+           py::arg("key_codes") = py::none(), py::arg("query_codes") = py::none(), py::arg("codebook") = py::none(),
+           py::arg("threshold") = py::none(), py::arg("cut") = py::none(), py::arg("subspaces") = 0,
+           py::arg("codewords") = 0);
   m.def("attention_fwd", &attention_fwd, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("spec") = Spec{}, py::kw_only(),
         py::arg("threads") = 0, py::arg("out") = py::none(), py::arg("lse") = py::none(), py::arg("stream") = 1,
         R"(Attention forward. q [B,H,T,D]; k, v [B,K,S,D]; returns (out [B,H,T,D], lse [B,H,T]).

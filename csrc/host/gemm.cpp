@@ -28,7 +28,7 @@ py::object gemm(const py::object& a_, const py::object& b_, const py::object& c_
   if (c_.is_none()) {
     if (beta != 0)
       throw py::value_error("beta is " + std::to_string(beta) + " but there is no c; give c or leave beta at 0");
-    result = new_array(kernels::statistics_dtype(a.dtype), {m, n});
+    result = new_array(dtype_name(kernels::statistics_dtype(a.dtype)), {m, n});
   } else if (PyObject_CheckBuffer(c_.ptr())) {
     py::reinterpret_borrow<py::buffer>(c_).request(true);  // raises when the array is read-only
   }

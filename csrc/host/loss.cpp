@@ -48,7 +48,7 @@ py::tuple linear_cross_entropy(const py::object& hidden_, const py::object& weig
   const Array bias = vector_of(bias_, "bias", hidden.dtype, V);
   const Array row_weights = vector_of(row_weights_, "row_weights", dtype_name(statistics), T);
 
-  py::array losses = new_array(statistics, {T}), total = new_array(statistics, {});
+  py::array losses = new_array(dtype_name(statistics), {T}), total = new_array(dtype_name(statistics), {});
   py::object dhidden = py::none(), dweight = py::none(), dbias = py::none();
   kernels::LinearCrossEntropyTensors io{h,
                                         w,
@@ -61,17 +61,17 @@ py::tuple linear_cross_entropy(const py::object& hidden_, const py::object& weig
                                         {},
                                         nullptr};
   if (need_dhidden) {
-    const py::array out = new_array(dtype, {T, C});
+    const py::array out = new_array(dtype_name(dtype), {T, C});
     io.dhidden = matrix_of(out, dtype);
     dhidden = out;
   }
   if (need_dweight) {
-    const py::array out = new_array(dtype, {V, C});
+    const py::array out = new_array(dtype_name(dtype), {V, C});
     io.dweight = matrix_of(out, dtype);
     dweight = out;
   }
   if (need_dbias) {
-    const py::array out = new_array(dtype, {V});
+    const py::array out = new_array(dtype_name(dtype), {V});
     io.dbias = const_cast<void*>(out.data());
     dbias = out;
   }
@@ -124,21 +124,21 @@ void cross_entropy_rows(const py::object& logits_, const py::object& labels_, co
   if (!(logit_softcap >= 0))
     throw py::value_error("logit_softcap is " + std::to_string(logit_softcap) + "; it must be positive, or 0 for no cap");
   const DType type = dtype == "float32" ? DType::kFloat32 : dtype_of(gradient.data ? gradient : bias, "gradient");
-  const kernels::CrossEntropyRows call{type,
-                                       static_cast<const float*>(logits.data),
-                                       rows,
-                                       V,
-                                       logits.strides[0],
-                                       gradient.data,
-                                       gradient.data ? gradient.strides[0] : 0,
-                                       nullptr,
-                                       static_cast<const int64_t*>(labels.data),
-                                       static_cast<const float*>(row_weights.data),
-                                       bias.data,
-                                       ignore_index,
-                                       logit_scale,
-                                       logit_softcap,
-                                       static_cast<float*>(losses.data)};
+  [[maybe_unused]] const kernels::CrossEntropyRows call{type,
+                                                        static_cast<const float*>(logits.data),
+                                                        rows,
+                                                        V,
+                                                        logits.strides[0],
+                                                        gradient.data,
+                                                        gradient.data ? gradient.strides[0] : 0,
+                                                        nullptr,
+                                                        static_cast<const int64_t*>(labels.data),
+                                                        static_cast<const float*>(row_weights.data),
+                                                        bias.data,
+                                                        ignore_index,
+                                                        logit_scale,
+                                                        logit_softcap,
+                                                        static_cast<float*>(losses.data)};
   run_on(
       logits, 0, stream, [](const auto&) {},
       [&]([[maybe_unused]] const auto& context) { LONGSPAN_CUDA_ENTRY(kernels::cross_entropy_rows_cuda(call, context)); });

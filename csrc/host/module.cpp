@@ -22,9 +22,13 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
   longspan::host::bind_attention(m);
   longspan::host::bind_gemm(m);
   longspan::host::bind_glu(m);
+  longspan::host::bind_grouped(m);
+  longspan::host::bind_list_attention(m);
   longspan::host::bind_lora(m);
   longspan::host::bind_loss(m);
   longspan::host::bind_norm(m);
+  longspan::host::bind_pq(m);
   longspan::host::bind_rope(m);
   longspan::host::bind_select(m);
+  longspan::host::bind_topl(m);
 }

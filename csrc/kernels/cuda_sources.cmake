@@ -10,6 +10,11 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/attention/fwd_f32.cu
   csrc/kernels/attention/prepare.cu
   csrc/kernels/glu/glu.cu
+  csrc/kernels/grouped/grouped.cu
+  csrc/kernels/grouped/product.cu
+  csrc/kernels/grouped/product_f32.cu
+  csrc/kernels/list_attention/list_attention.cu
+  csrc/kernels/list_attention/transpose.cu
   csrc/kernels/lora/lora_cuda.cu
   csrc/kernels/lora/low_rank.cu
   csrc/kernels/lora/low_rank_fma.cu
@@ -20,10 +25,16 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
   csrc/kernels/norm/bwd.cu
   csrc/kernels/norm/fwd.cu
+  csrc/kernels/pq/encode.cu
+  csrc/kernels/pq/loss.cu
+  csrc/kernels/pq/stats.cu
+  csrc/kernels/pq/tables.cu
   csrc/kernels/rope/rope.cu
   csrc/kernels/select/block_score.cu
+  csrc/kernels/topl/topl.cu
 )
 # Of these, what includes CuTe.
 set(CUTE_KERNEL_SOURCES
+  csrc/kernels/grouped/product.cu
   csrc/kernels/lora/product.cu
 )

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "ops/cuda.h"
-#include "ops/tensor.h"
+#include "ops/layout.h"
 
 namespace longspan::ops {
 namespace {
@@ -16,56 +16,66 @@ PatternKind kind_of(const std::string& name) {
   if (name == "full") return PatternKind::kFull;
   if (name == "s2") return PatternKind::kShiftedGroups;
   if (name == "window") return PatternKind::kWindow;
-  STD_TORCH_CHECK(name == "tiles", "longspan::attention: pattern must be full, s2, window or tiles");
+  if (name == "selected") return PatternKind::kSelected;
+  STD_TORCH_CHECK(name == "tiles", "longspan::attention: pattern must be full, s2, window, tiles or selected");
   return PatternKind::kTiles;
 }
 
-/// layout int32 [2 or 3, 1 or B, length]: doc, pos and, if there is a third plane, flag.
-kernels::Layout layout_of(const std::optional<Tensor>& layout, int64_t batch, int64_t length) {
-  if (!layout) return {};
-  STD_TORCH_CHECK(layout->scalar_type() == ScalarType::Int && layout->is_contiguous() && layout->dim() == 3,
-                  "longspan::attention: a layout is a contiguous int32 tensor [2 or 3, B or 1, length]");
-  const int64_t rows = layout->size(1);
-  STD_TORCH_CHECK(layout->size(0) >= 2 && (rows == 1 || rows == batch) && layout->size(2) == length,
-                  "longspan::attention: a layout does not fit its tokens");
-  const auto* data = static_cast<const int32_t*>(layout->const_data_ptr());
-  const int64_t plane = rows * length;
-  return {data, data + plane, layout->size(0) > 2 ? data + 2 * plane : nullptr, rows == 1 ? 0 : length};
-}
+using MaybeTensor = std::optional<Tensor>;
 
-struct PatternArguments {
+/// What both directions are told beside their arrays.
+struct Arguments {
+  const MaybeTensor &q_layout, &k_layout, &tiles;
   const std::string& pattern;
   bool causal;
   int64_t group_size, window, sinks, model_window, tile_size;
+  double scale, softcap;
+  const MaybeTensor &key_codes, &query_codes, &codebook, &threshold, &cut;
+  int64_t subspaces, codewords;
 };
 
-kernels::AttentionSpec spec_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& q_layout,
-                               const std::optional<Tensor>& k_layout, const std::optional<Tensor>& tiles,
-                               const PatternArguments& p, double scale, double softcap) {
+/// tiles int32 [query tiles, slots] for each key head (or query head, or one for all) and maybe each batch row before it.
+void set_tiles(kernels::Pattern& pattern, const Tensor& q, const Tensor& k, const Arguments& given) {
+  const MaybeTensor& tiles = given.tiles;
+  STD_TORCH_CHECK(
+      tiles && (tiles->dim() == 3 || tiles->dim() == 4) && tiles->scalar_type() == ScalarType::Int && tiles->is_contiguous(),
+      "longspan::attention: tiles must be a contiguous int32 tensor [(1 or B,) 1, K or H, query tiles, slots]");
+  STD_TORCH_CHECK(given.tile_size > 0 && given.tile_size % kernels::kQueryTile == 0, "longspan::attention: bad tile_size");
+  const int64_t first = tiles->dim() - 3, heads = tiles->size(first), batches = first ? tiles->size(0) : 1;
+  STD_TORCH_CHECK((heads == 1 || heads == q.size(1) || heads == k.size(1)) && (batches == 1 || batches == q.size(0)) &&
+                      tiles->size(first + 1) >= kernels::ceil_div(q.size(2), given.tile_size),
+                  "longspan::attention: tiles does not cover all batch rows, heads and query tiles");
+  pattern.tiles = static_cast<const int32_t*>(tiles->const_data_ptr());
+  pattern.tile_batches = batches;
+  pattern.tile_heads = heads;
+  pattern.query_tiles = tiles->size(first + 1);
+  pattern.tile_slots = tiles->size(first + 2);
+}
+
+kernels::AttentionSpec spec_of(const Tensor& q, const Tensor& k, const Arguments& given) {
+  constexpr const char* kOp = "attention";
   kernels::AttentionSpec spec;
-  spec.pattern.kind = kind_of(p.pattern);
-  spec.pattern.causal = p.causal;
-  spec.pattern.group_size = int32_t(p.group_size);
-  spec.pattern.window = int32_t(p.window);
-  spec.pattern.sinks = int32_t(p.sinks);
-  spec.pattern.model_window = int32_t(p.model_window);
-  spec.pattern.tile_size = int32_t(p.tile_size);
-  if (spec.pattern.kind == PatternKind::kTiles) {
-    STD_TORCH_CHECK(tiles && tiles->dim() == 3 && tiles->scalar_type() == ScalarType::Int && tiles->is_contiguous(),
-                    "longspan::attention: tiles must be a contiguous int32 tensor [1 or H, query tiles, slots]");
-    STD_TORCH_CHECK(p.tile_size > 0 && p.tile_size % kernels::kKeyTile == 0, "longspan::attention: bad tile_size");
-    STD_TORCH_CHECK(
-        (tiles->size(0) == 1 || tiles->size(0) == q.size(1)) && tiles->size(1) >= kernels::ceil_div(q.size(2), p.tile_size),
-        "longspan::attention: tiles does not cover all heads and query tiles");
-    spec.pattern.tiles = static_cast<const int32_t*>(tiles->const_data_ptr());
-    spec.pattern.tile_heads = tiles->size(0);
-    spec.pattern.query_tiles = tiles->size(1);
-    spec.pattern.tile_slots = tiles->size(2);
+  kernels::Pattern& pattern = spec.pattern;
+  pattern.kind = kind_of(given.pattern);
+  pattern.causal = given.causal;
+  pattern.group_size = int32_t(given.group_size);
+  pattern.window = int32_t(given.window);
+  pattern.sinks = int32_t(given.sinks);
+  pattern.model_window = int32_t(given.model_window);
+  pattern.tile_size = int32_t(given.tile_size);
+  if (pattern.kind == PatternKind::kTiles) set_tiles(pattern, q, k, given);
+  if (pattern.kind == PatternKind::kSelected) {
+    STD_TORCH_CHECK(given.key_codes && given.threshold && given.cut,
+                    "longspan::attention: pattern selected needs key_codes, threshold and cut");
+    const Tokens tokens{q.size(0), q.size(1), k.size(1), q.size(2), k.size(2)};
+    spec.selection =
+        selection_of(*given.key_codes, given.query_codes, given.codebook, q, tokens, given.subspaces, given.codewords, kOp);
+    set_threshold(spec.selection, *given.threshold, *given.cut, tokens, kOp);
   }
-  spec.queries = layout_of(q_layout, q.size(0), q.size(2));
-  spec.keys = layout_of(k_layout, k.size(0), k.size(2));
-  spec.scale = scale;
-  spec.softcap = softcap;
+  spec.queries = layout_of(given.q_layout, q.size(0), q.size(2), kOp);
+  spec.keys = layout_of(given.k_layout, k.size(0), k.size(2), kOp);
+  spec.scale = given.scale;
+  spec.softcap = given.softcap;
   return spec;
 }
 
@@ -76,12 +86,6 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(k.size(i) == v.size(i), "longspan::attention: k and v differ in shape");
   STD_TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
                   "longspan::attention: q, k and v differ in dtype");
-}
-
-/// A new [B,H,T,D] tensor with [B,T,H,D] storage, so that the projection after it reads it uncopied.
-Tensor new_heads_last(const Tensor& like) {
-  Tensor storage = torch::stable::new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)});
-  return torch::stable::transpose(storage, 1, 2);
 }
 
 /// Where an op runs.
@@ -112,14 +116,17 @@ struct Cuda {
 #endif
 
 template <class Device>
-std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<Tensor> q_layout,
-                                         std::optional<Tensor> k_layout, std::optional<Tensor> tiles, std::string pattern,
-                                         bool causal, int64_t group_size, int64_t window, int64_t sinks,
-                                         int64_t model_window, int64_t tile_size, double scale, double softcap) {
+std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v, MaybeTensor q_layout,
+                                         MaybeTensor k_layout, MaybeTensor tiles, std::string pattern, bool causal,
+                                         int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
+                                         int64_t tile_size, double scale, double softcap, MaybeTensor key_codes,
+                                         MaybeTensor query_codes, MaybeTensor codebook, MaybeTensor threshold,
+                                         MaybeTensor cut, int64_t subspaces, int64_t codewords) {
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
-      spec_of(q, k, q_layout, k_layout, tiles, {pattern, causal, group_size, window, sinks, model_window, tile_size}, scale,
-              softcap);
+      spec_of(q, k,
+              {q_layout, k_layout, tiles, pattern, causal, group_size, window, sinks, model_window, tile_size, scale,
+               softcap, key_codes, query_codes, codebook, threshold, cut, subspaces, codewords});
   Tensor out = new_heads_last(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, statistics_type(q));
   Device::fwd(spec, {view_of<4>(q), view_of<4>(k), view_of<4>(v), view_of<4>(out), lse.mutable_data_ptr()}, q);
@@ -127,16 +134,18 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& dout, std::optional<Tensor> dlse, const Tensor& q,
-                                                 const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                                                 std::optional<Tensor> q_layout, std::optional<Tensor> k_layout,
-                                                 std::optional<Tensor> tiles, std::string pattern, bool causal,
+std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& dout, MaybeTensor dlse, const Tensor& q, const Tensor& k,
+                                                 const Tensor& v, const Tensor& out, const Tensor& lse, MaybeTensor q_layout,
+                                                 MaybeTensor k_layout, MaybeTensor tiles, std::string pattern, bool causal,
                                                  int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
-                                                 int64_t tile_size, double scale, double softcap) {
+                                                 int64_t tile_size, double scale, double softcap, MaybeTensor key_codes,
+                                                 MaybeTensor query_codes, MaybeTensor codebook, MaybeTensor threshold,
+                                                 MaybeTensor cut, int64_t subspaces, int64_t codewords) {
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
-      spec_of(q, k, q_layout, k_layout, tiles, {pattern, causal, group_size, window, sinks, model_window, tile_size}, scale,
-              softcap);
+      spec_of(q, k,
+              {q_layout, k_layout, tiles, pattern, causal, group_size, window, sinks, model_window, tile_size, scale,
+               softcap, key_codes, query_codes, codebook, threshold, cut, subspaces, codewords});
   STD_TORCH_CHECK(lse.is_contiguous() && (!dlse || dlse->is_contiguous()), "longspan::attention: lse must be contiguous");
   Tensor dq = new_heads_last(q), dk = new_heads_last(k), dv = new_heads_last(v);
   const kernels::AttentionTensors io{view_of<4>(q), view_of<4>(k), view_of<4>(v), view_of<4>(out),

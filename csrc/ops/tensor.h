@@ -47,6 +47,12 @@ kernels::View<N> view_of(const Tensor& x) {
 
 inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
 
+/// A new [B,H,T,D] tensor with [B,T,H,D] storage, so that the projection after it reads it uncopied.
+inline Tensor new_heads_last(const Tensor& like) {
+  Tensor storage = torch::stable::new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)});
+  return torch::stable::transpose(storage, 1, 2);
+}
+
 /// Runs kernels on torch's thread pool and in torch's memory; scratch lives as long as this object.
 class TorchContext {
  public:

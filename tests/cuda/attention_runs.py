@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longspan.ops import AttentionPattern, TokenLayout
+from longspan.ops import AttentionPattern, KeySelection, TokenLayout
 from tests.cuda import arrays, simt
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
 from tests.ops.attention_cases import functional, inputs, oracle, torchs
@@ -67,6 +67,14 @@ def tensor(array: np.ndarray, dtype: torch.dtype, D: int) -> Tensor:
     return arrays.tensor(array, dtype, D).transpose(1, 2)
 
 
+def codes(selection: KeySelection) -> dict[str, simt.Argument]:
+    """A selection's arrays and numbers."""
+    names = ("key_codes", "query_codes", "codebook", "threshold", "cut")
+    found = {name: getattr(selection, name) for name in names}
+    numbers = {"subspaces": selection.subspaces, "codewords": selection.codewords}
+    return {name: x.numpy() for name, x in found.items() if x is not None} | numbers
+
+
 def arguments(problem: Problem, dtype: torch.dtype, padding: int = 0) -> dict[str, simt.Argument]:
     """What the emulation's entries are given."""
     pattern, options = problem.pattern, problem.options
@@ -81,6 +89,9 @@ def arguments(problem: Problem, dtype: torch.dtype, padding: int = 0) -> dict[st
     elif pattern.kind == "tiles":
         assert pattern.tile_table is not None
         given |= {"tiles": pattern.tile_table.numpy().astype(np.int32), "tile_size": pattern.tile_size}
+    elif pattern.kind == "selected":
+        assert pattern.selection is not None
+        given |= {"window": pattern.size, "sinks": pattern.sinks} | codes(pattern.selection)
     layout: TokenLayout | None = options.get("layout")
     if layout is not None:
         given |= {"query_layout": layout.queries.int().numpy(), "key_layout": layout.keys.int().numpy()}

@@ -146,7 +146,7 @@ void check(const Case& c, Isa isa, const char* dtype, double bound) {
   q.fill(1), k.fill(2), v.fill(3), dout.fill(4);
   std::vector<Stat> lse(size_t(c.B * c.H * c.T));
   std::vector<int32_t> query_planes, key_planes;
-  AttentionSpec spec{c.pattern, {}, {}, 1 / std::sqrt(double(c.D)), c.softcap};
+  AttentionSpec spec{c.pattern, {}, {}, 1 / std::sqrt(double(c.D)), c.softcap, {}};
   const auto planes = [&](std::vector<int32_t>& data, int64_t length, Layout& layout) {
     if (c.lengths.empty()) return;
     const auto tokens = tokens_of(c, length);

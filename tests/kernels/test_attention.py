@@ -132,7 +132,11 @@ BAD = {
         {"pattern": "s2", "group_size": 3},
     ),
     "window is 0; it must be at least 1": ((1, 2, 8, 16), (1, 2, 8, 16), {"pattern": "window"}),
-    "pattern is 'dense'; allowed: full, s2, window, tiles": ((1, 2, 8, 16), (1, 2, 8, 16), {"pattern": "dense"}),
+    "pattern is 'dense'; allowed: full, s2, window, tiles, selected": (
+        (1, 2, 8, 16),
+        (1, 2, 8, 16),
+        {"pattern": "dense"},
+    ),
     "threads is -1; it must be 0 (all cores) or positive": ((1, 2, 8, 16), (1, 2, 8, 16), {"threads": -1}),
 }
 

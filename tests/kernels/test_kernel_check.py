@@ -1,7 +1,8 @@
 """The kernel library alone, without torch or Python: under sanitizers, and on aarch64 under an emulator.
 
-`kernel_check.cpp` compares attention with a plain double loop, `loss_check.cpp` the matrix product and the loss. Where
-the cross compiler or the emulator is absent, the aarch64 case is not collected and pytest's summary says so.
+`kernel_check.cpp` compares attention with a plain double loop, `codes_check.cpp` the choice of keys with its
+definition, `loss_check.cpp` the matrix product and the loss. Where the cross compiler or the emulator is absent, the
+aarch64 case is not collected and pytest's summary says so.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def build(target: Target, sources: Path, programs: list[Path], out: Path) -> lis
 @pytest.mark.parametrize("name", TARGETS)
 def test_kernels_match_a_plain_loop(name: str, root: Path, tmp_path: Path) -> None:
     target = TARGETS[name]
-    programs = [root / "tests" / "kernels" / f"{stem}.cpp" for stem in ("kernel_check", "loss_check")]
+    programs = [root / "tests" / "kernels" / f"{stem}.cpp" for stem in ("kernel_check", "codes_check", "loss_check")]
     for binary in build(target, root, programs, tmp_path):
         output = run(*target.start, binary, *target.instruction_sets)
         assert output.count("cases in float, double and bfloat16") == len(target.instruction_sets)

@@ -39,21 +39,25 @@ ROWS = {
         k=torch.zeros(1, 2, 9, 16), v=torch.zeros(1, 2, 9, 16)
     ),
     "attention: s2(groups=n) has no group size yet; call pattern.resolve(length) once per run": _call(pattern=P.s2(4)),
-    "attention: pattern is 'full'; use AttentionPattern.full(), s2(), window() or tiles()": _call(pattern="full"),
+    "attention: pattern is 'full'; use AttentionPattern.full(), s2(), window(), tiles() or selected()": _call(
+        pattern="full"
+    ),
     "attention: softcap is -1.0; it must be positive, or None for no cap": _call(softcap=-1.0),
     "attention: model_window is -3; it must be positive, or None for no window": _call(model_window=-3),
     "attention: layout.queries describes 1 rows of 5 tokens; the tensors have 1 rows of 8": _call(
         layout=TokenLayout.packed(torch.tensor([0, 5]))
     ),
-    "attention: the tile table covers 3 heads and 1 query tiles; "
-    "4 heads (or 1) and 1 tiles of 256 rows are needed": _call(pattern=P.tiles([[[0]], [[0]], [[0]]])),
+    "attention: the tile table covers all batch rows, 3 heads and 1 query tiles; "
+    "1 batch rows (or 1), 4 heads (or 2, or 1) and 1 tiles of 256 rows are needed": _call(
+        pattern=P.tiles([[[0]], [[0]], [[0]]])
+    ),
     "AttentionPattern.full: causal is 1; allowed: True, False": lambda: P.full(causal=1),
     "AttentionPattern.s2: group_size is 3; it must be an even number of at least 2": lambda: P.s2(group_size=3),
     "AttentionPattern.s2: groups is 0; it must be a positive integer": lambda: P.s2(groups=0),
     "AttentionPattern.s2: give groups or group_size, not both; got groups=None, group_size=None": lambda: P.s2(),
     "AttentionPattern.s2: sinks is -1; it must be 0 or a positive integer": lambda: P.s2(4, sinks=-1),
     "AttentionPattern.window: size is 0; it must be a positive integer": lambda: P.window(0),
-    "AttentionPattern.tiles: tile_size is 100; it must be a multiple of 256": lambda: P.tiles([[[0]]], tile_size=100),
+    "AttentionPattern.tiles: tile_size is 100; it must be a multiple of 64": lambda: P.tiles([[[0]]], tile_size=100),
     "AttentionPattern.tiles: the tile numbers of a list must increase, with -1 only at its end": lambda: P.tiles(
         torch.tensor([[[1, 0]]])
     ),

@@ -16,8 +16,8 @@ from longspan.ops._define import REGISTERED, SCRATCH
 from longspan.ops.scratch import Machine, scratch_bytes
 
 H, K, D, C, V = 6, 2, 20, 96, 500
-# Ops whose contract says that they take none (docs/rope.md, docs/glu.md).
-WITHOUT = {"rope", "rope_", "glu_fwd", "glu_bwd"}
+# Ops whose contract says that they take none (docs/rope.md, docs/glu.md, docs/list_attention.md).
+WITHOUT = {"rope", "rope_", "glu_fwd", "glu_bwd", "list_transpose"}
 
 
 class Compare(TorchDispatchMode):
@@ -76,6 +76,39 @@ def run_all(T: int, dtype: torch.dtype, dropout: float, norm: str, bias: bool, f
     return found
 
 
+def run_sparse(T: int, dtype: torch.dtype, softcap: float | None, heads: int, active: int) -> Compare:
+    """Sparse attention in all forms and a routed feed-forward, forward and backward."""
+    torch.manual_seed(0)
+    M, E, r = 5, 16, 8
+
+    def leaf(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, dtype=dtype).requires_grad_()
+
+    q, k, v = leaf(2, H, T, D), leaf(2, K, T, D), leaf(2, K, T, D)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    codebook = torch.randn(K, M, E, D // M, dtype=kind).requires_grad_()
+    with Compare() as found:
+        codes = ops.pq_encode(k, codebook)
+        ops.pq_stats(k, codes, groups=K, subspaces=M, codewords=E, width=D // M)
+        ops.adc_table(q, codebook)
+        loss = ops.pq_loss(k.detach(), codebook, codes)
+        match = ops.topl_threshold(codes, 40, query_codes=ops.pq_encode(q, codebook), subspaces=M, codewords=E)
+        chosen = ops.topl_threshold(codes, 40, q=q, codebook=codebook, window=8, sinks=4)
+        for pattern in (
+            ops.AttentionPattern.selected(match),
+            ops.AttentionPattern.selected(chosen),
+            ops.AttentionPattern.tiles([[list(range(i % 3, i + 1)) for i in range(-(-T // 64))]] * heads, 64),
+        ):
+            loss = loss + ops.attention(q, k, v, pattern, softcap=softcap).sum().to(kind)
+        loss = loss + ops.list_attention(q, k, v, ops.topl_indices(chosen, 40, q=q), softcap=softcap).sum().to(kind)
+        x, up, down = leaf(T, C), leaf(4 * 24, C), leaf(C, 4 * 24)
+        parts = [ops.Projection(w, None, leaf(r, w.shape[1]), leaf(w.shape[0], r), 2.0) for w in (up, up, down)]
+        act, gates = ops.route_topk(torch.randn(T, 4), active)
+        y = ops.routed_ffn(x, parts[:2], parts[2], ops.route_plan(act, 4), gates, activation="silu")
+        (loss + y.sum().to(kind)).backward()
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
@@ -93,10 +126,28 @@ def test_the_formulas_are_exact(
     T: int, dropout: float, norm: str, bias: bool, full: bool, threads: int, dtype: torch.dtype
 ) -> None:
     torch.set_num_threads(threads)
-    found = run_all(T, dtype, dropout, norm, bias, full)
+    assert_exact(run_all(T, dtype, dropout, norm, bias, full))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("T", "softcap", "heads", "active"), [(300, None, K, 2), (301, 5.0, H, 1), (2050, None, 1, 3)])
+def test_the_formulas_of_sparse_ops_are_exact(
+    T: int, softcap: float | None, heads: int, active: int, threads: int, dtype: torch.dtype
+) -> None:
+    torch.set_num_threads(threads)
+    assert_exact(run_sparse(T, dtype, softcap, heads, active))
+
+
+def assert_exact(found: Compare) -> None:
     wrong = [row for row in found.rows if abs(row[1] - row[2]) > 8]  # 8: a scalar that a check reads
     assert not wrong
-    assert {name.removeprefix("longspan::") for name, _, _ in found.rows} >= set(SCRATCH)
+
+
+def test_every_formula_is_measured() -> None:
+    found = [run_all(300, torch.float32, 0.0, "rms", False, False), run_sparse(300, torch.float32, None, K, 2)]
+    names = {name.removeprefix("longspan::") for run in found for name, _, _ in run.rows}
+    assert names >= set(SCRATCH)
 
 
 def test_every_op_has_a_formula_or_takes_none() -> None:

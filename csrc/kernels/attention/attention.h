@@ -1,6 +1,7 @@
 #pragma once
 #include "attention/mask.h"
 #include "common/context.h"
+#include "pq/selection.h"
 
 namespace longspan::kernels {
 
@@ -25,11 +26,14 @@ struct AttentionGradients {
   const void* dlse;
 };
 
+/// selection: which far keys pattern kSelected sees; it needs codes, threshold and cut of topl_threshold for the same
+/// arrays.
 struct AttentionSpec {
   Pattern pattern;
   Layout queries, keys;
   double scale;
   double softcap;
+  Selection selection;
 };
 
 /// Forward. Blocked online softmax (Milakov and Gimelshein 2018; FlashAttention-2, Dao 2023, section 3.1):
@@ -53,7 +57,8 @@ void attention_fwd_cuda(const AttentionSpec& spec, const AttentionTensors& io, c
 void attention_bwd_cuda(const AttentionSpec& spec, const AttentionTensors& io, const AttentionGradients& grads,
                         const CudaContext& context);
 
-/// Pairs (query, head, key) that the spec makes visible, summed over batch and heads; used to state arithmetic rates.
+/// Pairs (query, head, key) that the spec makes visible, summed over batch and heads; used to state arithmetic rates. Of
+/// pattern kSelected the near ones only.
 int64_t attention_visible_pairs(const AttentionSpec& spec, int64_t batch, int64_t heads, int64_t queries, int64_t keys);
 
 }  // namespace longspan::kernels

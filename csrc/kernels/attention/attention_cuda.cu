@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "attention/launch.h"
+#include "pq/tables.h"
 
 namespace longspan::kernels {
 namespace {
@@ -40,7 +41,21 @@ AttentionArguments arguments_of(const AttentionSpec& spec, const AttentionTensor
   args.softcap = float(spec.softcap * double(kLog2e));
   args.pattern = spec.pattern;
   args.query_layout = spec.queries, args.key_layout = spec.keys;
+  if (args.pattern.kind == PatternKind::kSelected) args.selection = DeviceSelection(spec.selection);
   return args;
+}
+
+/// Tables of a selection's scores, where there is one; its 16-bit kernels are for aligned arrays.
+void prepare_selection(AttentionArguments& args, const AttentionSpec& spec, const View<4>& q, bool aligned,
+                       const CudaContext& context) {
+  if (args.pattern.kind != PatternKind::kSelected) return;
+  if (q.dtype != DType::kFloat32 && !aligned)
+    throw std::invalid_argument(
+        "attention on CUDA takes 16-bit arrays for pattern 'selected' whose rows all start on 16 bytes (D a multiple of 8)");
+  const int64_t rows = int64_t(args.batch) * args.heads * args.queries;
+  auto* tables = scratch<unsigned char>(context, rows * table_bytes(spec.selection.codebook));
+  score_tables_cuda(spec.selection, q, args.batch, args.heads, args.queries, tables, context);
+  args.tables = tables;
 }
 
 void prepare(AttentionArguments& args, const CudaContext& context, cudaStream_t stream) {
@@ -63,6 +78,7 @@ void attention_fwd_cuda(const AttentionSpec& spec, const AttentionTensors& io, c
   prepare(args, context, stream);
   bool aligned = true;
   for (const View<4>* view : {&io.q, &io.k, &io.v, &io.out}) aligned = aligned && is_aligned(*view);
+  prepare_selection(args, spec, io.q, aligned, context);
   if (io.q.dtype == DType::kBFloat16) return launch_fwd_bf16(args, aligned, stream);
   if (io.q.dtype == DType::kFloat16) return launch_fwd_f16(args, aligned, stream);
   launch_fwd_f32(args, aligned, stream);
@@ -83,6 +99,7 @@ void attention_bwd_cuda(const AttentionSpec& spec, const AttentionTensors& io, c
   bool aligned = true;
   for (const View<4>* view : {&io.q, &io.k, &io.v, &grads.dout, &grads.dq, &grads.dk, &grads.dv})
     aligned = aligned && is_aligned(*view);
+  prepare_selection(args, spec, io.q, aligned, context);
   if (io.q.dtype == DType::kBFloat16) return launch_bwd_bf16(args, aligned, stream);
   if (io.q.dtype == DType::kFloat16) return launch_bwd_f16(args, aligned, stream);
   launch_bwd_f32(args, aligned, stream);

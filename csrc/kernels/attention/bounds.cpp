@@ -39,7 +39,7 @@ RowRange row_range(const Pattern& pattern, const Layout& queries, int64_t begin,
     out.floor_min = std::min(out.floor_min, row.floor), out.floor_max = std::max(out.floor_max, row.floor);
     out.ceiling_min = std::min(out.ceiling_min, row.ceiling), out.ceiling_max = std::max(out.ceiling_max, row.ceiling);
     out.low_min = std::min(out.low_min, row.low), out.low_max = std::max(out.low_max, row.low);
-    out.any_global |= row.global;
+    out.any_far |= row.global || pattern.kind == PatternKind::kSelected;
   }
   return out;
 }
@@ -81,11 +81,11 @@ Bounds build_bounds(const AttentionSpec& spec, int64_t batch, int64_t queries, i
   return out;
 }
 
-Columns visible_columns(const Pattern& pattern, const Bounds& bounds, int64_t batch, int64_t head, int64_t heads,
-                        int64_t query_tile, int64_t key_tile) {
+Columns visible_columns(const Bounds& bounds, int64_t batch, int64_t head, int64_t heads, int64_t query_tile,
+                        int64_t key_tile) {
   const RowRange& rows = bounds.row_range(batch, bounds.shifted(head, heads), query_tile);
   const Visibility whole = classify(rows, bounds.tile_range(batch, key_tile), bounds.sinks);
-  if (whole == Visibility::kSkip || !tile_listed(pattern, head, query_tile * kQueryTile, key_tile * kKeyTile)) return {};
+  if (whole == Visibility::kSkip) return {};
   const int64_t begin = key_tile * (kKeyTile / kKeyStep);
   const int steps = int(std::min<int64_t>(kKeyTile / kKeyStep, bounds.key_steps - begin));
   if (whole == Visibility::kFull) return {0, steps * kKeyStep, 0};
@@ -111,7 +111,7 @@ int64_t attention_visible_pairs(const AttentionSpec& spec, int64_t batch, int64_
             row_bounds(spec.pattern, at(q, q.doc, b, t, 0), at(q, q.pos, b, t, t), at(q, q.flag, b, t, 0), h >= heads / 2);
         for (int64_t s = 0; s < keys; ++s)
           count += visible(row, spec.pattern.sinks, at(k, k.doc, b, s, 0), at(k, k.pos, b, s, s), at(k, k.flag, b, s, 0)) &&
-                   tile_listed(spec.pattern, h, t, s);
+                   tile_listed(spec.pattern, b, h, heads, t, s);
       }
   return count;
 }

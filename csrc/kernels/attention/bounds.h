@@ -37,7 +37,7 @@ struct Columns {
   uint32_t masked = 0;
 };
 
-Columns visible_columns(const Pattern& pattern, const Bounds& bounds, int64_t batch, int64_t head, int64_t heads,
-                        int64_t query_tile, int64_t key_tile);
+Columns visible_columns(const Bounds& bounds, int64_t batch, int64_t head, int64_t heads, int64_t query_tile,
+                        int64_t key_tile);
 
 }  // namespace longspan::kernels

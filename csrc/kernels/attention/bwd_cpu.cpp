@@ -3,13 +3,17 @@
 // Scores are cut into blocks of kBlock query rows x kKeyTile keys. Block (query j, key i) lies on diagonal j - i; the
 // blocks of one diagonal (modulo the block count) touch different query rows and different key rows, so they run in
 // parallel and add straight into dq, dk and dv. Diagonals follow each other in a fixed order.
-#include "attention/tile.h"
+#include "attention/gradient.h"
+#include "attention/selected.h"
 
 namespace longspan::kernels::LONGSPAN_ISA_NS {
+
+void attention_listed_bwd(const AttentionSpec& spec, const AttentionTensors& io, const AttentionGradients& grads,
+                          const Context& context);
+
 namespace {
 
 inline constexpr int kBlockTiles = kKeyTile / kQueryTile;
-inline constexpr int kBlock = kKeyTile;
 
 template <class T>
 struct BwdScratch {
@@ -36,70 +40,6 @@ struct BwdScratch {
   }
 };
 
-/// Where gradients are summed: the outputs themselves, or float arrays when the outputs are bfloat16.
-template <class T>
-struct Accumulator {
-  T* data;
-  int64_t stride[3];
-
-  template <class S>
-  static Accumulator of(const View<4>& out, const Context& context) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-      return {static_cast<T*>(out.data), {out.stride[0], out.stride[1], out.stride[2]}};
-    } else {
-      const int64_t d = out.size[3], t = out.size[2] * d, h = out.size[1] * t;
-      return {static_cast<T*>(context.workspace.get(context.workspace.self, out.size[0] * h * int64_t(sizeof(T)))),
-              {h, t, d}};
-    }
-  }
-  T* row(int64_t b, int64_t h, int64_t t) const { return data + b * stride[0] + h * stride[1] + t * stride[2]; }
-
-  void clear(const View<4>& out, const Context& context) const {
-    const int64_t rows = out.size[2], chunks = ceil_div(rows, kBlock);
-    parallel_for(context, out.size[0] * out.size[1] * chunks, [&](int64_t task, int) {
-      const int64_t b = task / chunks / out.size[1], h = task / chunks % out.size[1], first = task % chunks * kBlock;
-      for (int64_t t = first; t < rows && t < first + kBlock; ++t) std::memset(row(b, h, t), 0, out.size[3] * sizeof(T));
-    });
-  }
-
-  template <class S>
-  void write(const View<4>& out, const Context& context) const {
-    if constexpr (sizeof(S) != sizeof(T)) {
-      parallel_for(context, out.size[0] * out.size[1], [&](int64_t task, int) {
-        const int64_t b = task / out.size[1], h = task % out.size[1];
-        for (int64_t t = 0; t < out.size[2]; ++t)
-          for (int64_t d = 0; d < out.size[3]; ++d) store_as<T>(row_of<S>(out, b, h, t) + d, row(b, h, t)[d]);
-      });
-    }
-  }
-};
-
-/// to[r, d] += from[r, d] * factor over dim columns of padded rows.
-template <class T>
-void add_rows(const T* from, int64_t padded, int64_t count, int64_t dim, T factor, T* to, int64_t stride) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t d = 0; d < dim; ++d) to[r * stride + d] += from[r * padded + d] * factor;
-}
-
-/// Probabilities from base-2 logits, then dscores = P * (dP - delta + dlse), in place of dP.
-template <class T>
-void softmax_gradient(const Columns& columns, int64_t count, const T* lse, const T* delta, const T* dlse, const T* slope,
-                      T* probabilities, T* dscores) {
-  for (int64_t i = 0; i < count; ++i) {
-    // In base 2 and in two parts: one rounding of the product would shift a whole row of probabilities.
-    const double base2 = lse[i] == kMinusInfinity<T> ? 0.0 : double(lse[i]) * 1.4426950408889634074;
-    const T top = T(base2), rest = T(base2 - double(top)), extra = dlse ? dlse[i] : T(0);
-    T *p = probabilities + i * kScoreStride, *ds = dscores + i * kScoreStride;
-    for (int c = columns.first; c < columns.last; c += kLanes<T>) {
-      const Vec<T> x = exp2<T>((load(p + c) - top) - rest);
-      Vec<T> g = x * ((load(ds + c) - delta[i]) + extra);
-      if (slope) g *= load(slope + i * kScoreStride + c);
-      store(p + c, x);
-      store(ds + c, g);
-    }
-  }
-}
-
 template <class S>
 struct Backward {
   using T = Compute<S>;
@@ -111,37 +51,20 @@ struct Backward {
   const int64_t K = io.k.size[1], N = io.k.size[2], group = H / K, padded = round_up(D, kLanes<T>);
   const Bounds bounds = build_bounds(spec, B, Q, N, context);
   const Scales<T> scales{spec};
+  const SelectedCall<T> selected{spec, context};
+  const bool selects = spec.pattern.kind == PatternKind::kSelected;
   T* delta = static_cast<T*>(context.workspace.get(context.workspace.self, B * H * Q * int64_t(sizeof(T))));
   Accumulator<T> dq = Accumulator<T>::template of<S>(grads.dq, context);
   Accumulator<T> dk = Accumulator<T>::template of<S>(grads.dk, context);
   Accumulator<T> dv = Accumulator<T>::template of<S>(grads.dv, context);
-
-  /// delta[b,h,t] = <dout, out>, summed as block_gemm sums dP, so that a row that sees one key gets exactly dP - delta = 0
-  void row_sums() {
-    const int64_t chunks = ceil_div(Q, kBlock);
-    parallel_for(context, B * H * chunks, [&](int64_t task, int) {
-      const int64_t bh = task / chunks, b = bh / H, h = bh % H, first = task % chunks * kBlock;
-      for (int64_t t = first; t < Q && t < first + kBlock; ++t) {
-        const S *g = row_of<const S>(grads.dout, b, h, t), *o = row_of<const S>(io.out, b, h, t);
-        T sum = T(0);
-        for (int64_t begin = 0; begin < D; begin += kChain) {
-          T part = T(0);
-          for (int64_t d = begin; d < D && d < begin + kChain; ++d)
-            part = multiply_add(load_as<T>(g + d), load_as<T>(o + d), part);
-          sum += part;
-        }
-        delta[bh * Q + t] = sum;
-      }
-    });
-  }
 
   int64_t rows_in_tile(int64_t tile) const {
     return Q - tile * kQueryTile < kQueryTile ? Q - tile * kQueryTile : kQueryTile;
   }
 
   /// Adds the gradients of query tile `tile` of `head` against the packed keys [begin + first, begin + last).
-  void query_tile(BwdScratch<T>& s, const Columns& c, int64_t b, int64_t head, int64_t tile, int64_t begin, int first,
-                  int last) {
+  void query_tile(BwdScratch<T>& s, const SelectedScratch& selection, const Columns& c, int64_t b, int64_t head,
+                  int64_t tile, int64_t begin, int first, int last) {
     const int64_t t0 = tile * kQueryTile, n = rows_in_tile(tile), stat = (b * H + head) * Q + t0;
     const int64_t keys = (N - begin < c.last ? N - begin : c.last) - c.first, cols = c.last - c.first, at = c.first - first;
     const S *q = row_of<const S>(io.q, b, head, t0), *g = row_of<const S>(grads.dout, b, head, t0);
@@ -155,7 +78,12 @@ struct Backward {
     if (c.masked || begin + c.last > N) {
       TileRows rows;
       rows.load(spec.pattern, bounds, b, t0, n, bounds.shifted(head, H));
-      mask_scores<T>(bounds, rows, c, b, begin, N, n, s.probabilities);
+      if (selects) {
+        load_tables<S>(spec, selected, io.q, b, head, t0, n, selection.tables);
+        mask_selected<T>(spec, bounds, rows, c, b, begin, N, n, stat, selection.tables, selection.codes, s.probabilities);
+      } else {
+        mask_scores<T>(bounds, rows, c, b, begin, N, n, s.probabilities);
+      }
     }
     block_gemm<T>(n, cols, D, s.dout, D, {s.values_t + at * D, D}, s.dscores + c.first, kScoreStride, false);
     softmax_gradient<T>(c, n, static_cast<const T*>(io.lse) + stat, delta + stat,
@@ -171,13 +99,13 @@ struct Backward {
   }
 
   /// All heads of one key/value head, one block of queries, one tile of keys.
-  void block(BwdScratch<T>& s, int64_t b, int64_t kv, int64_t query_block, int64_t key_tile) {
+  void block(BwdScratch<T>& s, const SelectedScratch& selection, int64_t b, int64_t kv, int64_t query_block,
+             int64_t key_tile) {
     const int64_t first_tile = query_block * kBlockTiles, begin = key_tile * kKeyTile;
     const int64_t left = bounds.query_tiles - first_tile, tiles = left < kBlockTiles ? left : kBlockTiles;
     int first = kKeyTile, last = 0;
     for (int64_t i = 0; i < tiles * group; ++i) {
-      const Columns c =
-          visible_columns(spec.pattern, bounds, b, kv * group + i % group, H, first_tile + i / group, key_tile);
+      const Columns c = visible_columns(bounds, b, kv * group + i % group, H, first_tile + i / group, key_tile);
       s.columns[i] = c;
       if (c.last) first = c.first < first ? c.first : first, last = c.last > last ? c.last : last;
     }
@@ -187,11 +115,12 @@ struct Backward {
     pack_panels_transposed<T>(k, io.k.stride[2], keys, D, last - first, s.keys_t);
     pack_panels_transposed<T>(v, io.v.stride[2], keys, D, last - first, s.values_t);
     pack_panels<T>(k, io.k.stride[2], keys, D, padded, last - first, s.keys);
+    if (selects) load_codes(spec, b, kv, K, begin, N, selection.codes);
     std::memset(s.dk, 0, keys * padded * sizeof(T));
     std::memset(s.dv, 0, keys * padded * sizeof(T));
     for (int64_t i = 0; i < tiles * group; ++i)
       if (s.columns[i].last)
-        query_tile(s, s.columns[i], b, kv * group + i % group, first_tile + i / group, begin, first, last);
+        query_tile(s, selection, s.columns[i], b, kv * group + i % group, first_tile + i / group, begin, first, last);
     add_rows<T>(s.dk, padded, keys, D, scales.key_gradient, dk.row(b, kv, begin + first), dk.stride[2]);
     add_rows<T>(s.dv, padded, keys, D, T(1), dv.row(b, kv, begin + first), dv.stride[2]);
   }
@@ -207,7 +136,7 @@ struct Backward {
   }
 
   void run() {
-    row_sums();
+    row_products<S>(io, grads, context, delta);
     dq.clear(grads.dq, context);
     dk.clear(grads.dk, context);
     dv.clear(grads.dv, context);
@@ -215,6 +144,7 @@ struct Backward {
                   blocks = query_blocks > bounds.key_tiles ? query_blocks : bounds.key_tiles;
     Arena measure(nullptr);
     BwdScratch<T>(measure, kBlockTiles * group, D, spec.softcap > 0);
+    SelectedScratch(measure, spec, 1);
     const auto get = [&](int64_t bytes) { return context.workspace.get(context.workspace.self, bytes); };
     char* memory = static_cast<char*>(get(measure.used() * context.parallel.workers));
     struct Block {
@@ -231,8 +161,9 @@ struct Backward {
       parallel_for(context, count * K, [&](int64_t task, int worker) {
         Arena arena(memory + measure.used() * worker);
         BwdScratch<T> scratch(arena, kBlockTiles * group, D, spec.softcap > 0);
+        const SelectedScratch selection(arena, spec, 1);
         const Block& at = list[task / K];
-        block(scratch, at.batch, task % K, at.query, at.key);
+        block(scratch, selection, at.batch, task % K, at.query, at.key);
       });
     }
     dq.template write<S>(grads.dq, context);
@@ -245,6 +176,7 @@ struct Backward {
 
 void attention_bwd(const AttentionSpec& spec, const AttentionTensors& io, const AttentionGradients& grads,
                    const Context& context) {
+  if (spec.pattern.kind == PatternKind::kTiles) return attention_listed_bwd(spec, io, grads, context);
   switch (io.q.dtype) {
     case DType::kFloat32: return Backward<float>{spec, io, grads, context}.run();
     case DType::kFloat64: return Backward<double>{spec, io, grads, context}.run();

@@ -20,12 +20,12 @@ struct Shared {
 
 template <int D>
 SIMT_DEVICE Visibility classify_pair(const AttentionArguments& a, int batch, int head, int first_row, int first_key) {
-  if (!tile_listed(a.pattern, head, first_row, first_key)) return Visibility::kSkip;
+  if (!tile_listed(a, batch, head, first_row, first_key)) return Visibility::kSkip;
   return classify(row_runs(a, batch, head)[first_row / kRun], key_runs(a, batch)[first_key / kRun], a.pattern.sinks);
 }
 
 /// p and ds of one tile pair, [rows, keys] in shared memory; all four tiles are there.
-template <int D>
+template <int D, bool Selects>
 SIMT_DEVICE void tile_gradients(const AttentionArguments& a, Shared<D>& shared, int batch, int head, int first_row,
                                 int first_key, bool masked) {
   constexpr int R = kTile<D>;
@@ -45,7 +45,9 @@ SIMT_DEVICE void tile_gradients(const AttentionArguments& a, Shared<D>& shared, 
       const float z = score_of(a, s[i][j]);
       const float t = has_softcap(a) ? z / a.softcap : 0.f;
       float p = exp2f(z - lse);
-      if ((key >= a.keys && !simt::mutant(56)) || (masked && !key_visible(a, bounds, batch, key))) p = 0;
+      if ((key >= a.keys && !simt::mutant(56)) ||
+          (masked && !pair_visible<Selects>(a, a.key_layout, bounds, batch, batch, head, inside, min(key, a.keys - 1))))
+        p = 0;
       s[i][j] = p;
       dp[i][j] = p * (dp[i][j] - delta) * (1.f - t * t);
     }
@@ -54,7 +56,7 @@ SIMT_DEVICE void tile_gradients(const AttentionArguments& a, Shared<D>& shared, 
   share_product<R, R, R + 1>(shared.ds, dp);
 }
 
-template <int D>
+template <int D, bool Selects>
 __global__ void __launch_bounds__(kFmaThreads, 2) attention_bwd_keys_f32_kernel(const AttentionArguments a, bool aligned) {
   constexpr int R = kTile<D>;
   auto& shared = *simt::dyn_smem<Shared<D>>();
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kFmaThreads, 2) attention_bwd_keys_f32_kernel(
       load_float_tile<D, R>(shared.q, a.q.at<float>(at.batch, head), a.q.row, first_row, a.queries, a.D, aligned);
       load_float_tile<D, R>(shared.dout, a.dout.at<float>(at.batch, head), a.dout.row, first_row, a.queries, a.D, aligned);
       float_tiles_landed();
-      tile_gradients<D>(a, shared, at.batch, head, first_row, first_key, visit.masked);
+      tile_gradients<D, Selects>(a, shared, at.batch, head, first_row, first_key, visit.masked);
       if (!simt::mutant(55)) __syncthreads();
       accumulate<D, R, R, 1, R + 1>(dv, shared.p, shared.dout);
       accumulate<D, R, R, 1, R + 1>(dk, shared.ds, shared.q);
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(kFmaThreads, 2) attention_bwd_keys_f32_kernel(
   store_rows<D, R>(a.dk.at<float>(at.batch, at.head), a.dk.row, dk, first_key, a.keys, a.D, for_k);
 }
 
-template <int D>
+template <int D, bool Selects>
 __global__ void __launch_bounds__(kFmaThreads, 2)
     attention_bwd_queries_f32_kernel(const AttentionArguments a, bool aligned) {
   constexpr int R = kTile<D>;
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kFmaThreads, 2)
     load_float_tile<D, R>(shared.k, a.k.at<float>(at.batch, kv_head), a.k.row, first_key, a.keys, a.D, aligned);
     load_float_tile<D, R>(shared.v, a.v.at<float>(at.batch, kv_head), a.v.row, first_key, a.keys, a.D, aligned);
     float_tiles_landed();
-    tile_gradients<D>(a, shared, at.batch, at.head, first_row, first_key, visit.masked);
+    tile_gradients<D, Selects>(a, shared, at.batch, at.head, first_row, first_key, visit.masked);
     __syncthreads();
     accumulate<D, R, R, R + 1, 1>(dq, shared.ds, shared.k);
   }
@@ -115,16 +117,16 @@ __global__ void __launch_bounds__(kFmaThreads, 2)
   store_rows<D, R>(a.dq.at<float>(at.batch, at.head), a.dq.row, dq, first_row, a.queries, a.D, factor);
 }
 
-template <int D>
+template <int D, bool Selects = false>
 void launch(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
   const int64_t key_blocks = ceil_div(args.keys, kTile<D>) * args.key_heads * args.batch;
   if (key_blocks > 0)
-    simt::check(simt::launch(attention_bwd_keys_f32_kernel<D>, dim3(unsigned(key_blocks)), dim3(kFmaThreads),
+    simt::check(simt::launch(attention_bwd_keys_f32_kernel<D, Selects>, dim3(unsigned(key_blocks)), dim3(kFmaThreads),
                              sizeof(Shared<D>), stream, args, aligned),
                 "attention_bwd (dK, dV)");
   const int64_t query_blocks = ceil_div(args.queries, kTile<D>) * args.heads * args.batch;
   if (query_blocks > 0)
-    simt::check(simt::launch(attention_bwd_queries_f32_kernel<D>, dim3(unsigned(query_blocks)), dim3(kFmaThreads),
+    simt::check(simt::launch(attention_bwd_queries_f32_kernel<D, Selects>, dim3(unsigned(query_blocks)), dim3(kFmaThreads),
                              sizeof(Shared<D>), stream, args, aligned),
                 "attention_bwd (dQ)");
 }
@@ -132,6 +134,11 @@ void launch(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
 }  // namespace
 
 void launch_bwd_f32(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
+  if (args.pattern.kind == PatternKind::kSelected) {
+    if (args.D <= 64) return launch<64, true>(args, aligned, stream);
+    if (args.D <= 128) return launch<128, true>(args, aligned, stream);
+    return launch<256, true>(args, aligned, stream);
+  }
   if (args.D <= 32) return launch<32>(args, aligned, stream);
   if (args.D <= 64) return launch<64>(args, aligned, stream);
   if (args.D <= 96) return launch<96>(args, aligned, stream);

@@ -10,9 +10,10 @@
 namespace longspan::kernels {
 
 /// Tile sizes of dK, dV. Each warp owns 16 keys and `D / Parts` columns of their gradients; the parts are other blocks.
-template <int D_, int BM_, int Warps_, int Parts_>
+template <int D_, int BM_, int Warps_, int Parts_, bool Selects_ = false>
 struct KeyGradientShape {
   static constexpr int D = D_, BM = BM_, Warps = Warps_, Parts = Parts_;
+  static constexpr bool Selects = Selects_;
   static constexpr int BN = 16 * Warps, Threads = 32 * Warps;
 };
 
@@ -51,7 +52,7 @@ struct KeyGradient {
   }
 
   SIMT_DEVICE Visibility classify_tile(int head, int tile) const {
-    if (!tile_listed(a.pattern, head, tile * BM, first_key)) return Visibility::kSkip;
+    if (!tile_listed(a, at.batch, head, tile * BM, first_key)) return Visibility::kSkip;
     const RowRange rows = range_of(row_runs(a, at.batch, head), a.ranges.query_runs, tile * BM, BM);
     const KeyRange keys = range_of(key_runs(a, at.batch), a.ranges.key_runs, first_key, BN);
     // Rows past the end have p = 0; keys past the end, whose p can be anything, are rows of products that are not stored.
@@ -128,7 +129,7 @@ struct KeyGradient {
       SIMT_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int key = min(first_key + warp_id() * 16 + fragment_row() + half * 8, a.keys - 1);
-        const bool seen = key_visible(a, bounds, at.batch, key);
+        const bool seen = pair_visible<Shape::Selects>(a, a.key_layout, bounds, at.batch, at.batch, head, row, key);
         if (!seen) p[n][2 * half + e] = 0.f, ds[n][2 * half + e] = 0.f;
       }
     }
@@ -146,9 +147,10 @@ __global__ void __launch_bounds__(Shape::Threads, 2) attention_bwd_keys_kernel(c
 }
 
 /// Tile sizes of dQ. Each warp owns 16 query rows; keys come BN at a time.
-template <int D_, int BN_, int Warps_>
+template <int D_, int BN_, int Warps_, bool Selects_ = false>
 struct QueryGradientShape {
   static constexpr int D = D_, BN = BN_, Warps = Warps_;
+  static constexpr bool Selects = Selects_;
   static constexpr int BM = 16 * Warps, Threads = 32 * Warps;
 };
 
@@ -188,7 +190,7 @@ struct QueryGradient {
   }
 
   SIMT_DEVICE Visibility classify_tile(int tile) const {
-    if (!tile_listed(a.pattern, at.head, first_row, tile * BN)) return Visibility::kSkip;
+    if (!tile_listed(a, at.batch, at.head, first_row, tile * BN)) return Visibility::kSkip;
     const RowRange rows = range_of(row_runs(a, at.batch, at.head), a.ranges.query_runs, first_row, BM);
     const KeyRange keys = range_of(key_runs(a, at.batch), a.ranges.key_runs, tile * BN, BN);
     const Visibility whole = classify(rows, keys, a.pattern.sinks);
@@ -253,7 +255,9 @@ struct QueryGradient {
       for (int n = 0; n < NT; ++n) SIMT_UNROLL
       for (int e = 0; e < 2; ++e) {
         const int key = tile * BN + n * 8 + fragment_column() + e;
-        if (key >= a.keys || !key_visible(a, bounds, at.batch, key)) ds[n][2 * half + e] = 0.f;
+        const bool seen =
+            key < a.keys && pair_visible<Shape::Selects>(a, a.key_layout, bounds, at.batch, at.batch, at.head, row, key);
+        if (!seen) ds[n][2 * half + e] = 0.f;
       }
     }
   }

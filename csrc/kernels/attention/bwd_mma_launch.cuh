@@ -21,6 +21,16 @@ void launch_backward(const AttentionArguments& args, cudaStream_t stream) {
 /// The tile sizes per head dimension; docs/cuda.md has the registers, shared memory and occupancy behind them.
 template <class T>
 void launch_backward_mma(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
+  if (args.pattern.kind == PatternKind::kSelected) {
+    if (args.D <= 64)
+      return launch_backward<T, KeyGradientShape<64, 32, 4, 1, true>, QueryGradientShape<64, 32, 4, true>, true>(args,
+                                                                                                                 stream);
+    if (args.D <= 128)
+      return launch_backward<T, KeyGradientShape<128, 32, 4, 1, true>, QueryGradientShape<128, 32, 4, true>, true>(args,
+                                                                                                                   stream);
+    return launch_backward<T, KeyGradientShape<256, 16, 4, 2, true>, QueryGradientShape<256, 16, 4, true>, true>(args,
+                                                                                                                 stream);
+  }
   if (!aligned) {  // element by element: one shape per 128 columns is enough
     if (args.D <= 128)
       return launch_backward<T, KeyGradientShape<128, 16, 4, 1>, QueryGradientShape<128, 16, 4>, false>(args, stream);

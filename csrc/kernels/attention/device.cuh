@@ -2,6 +2,7 @@
 // What the CUDA kernels of attention share: their one parameter, and which key tiles a query tile visits.
 #include "attention/attention.h"
 #include "common/simt.h"
+#include "pq/score.cuh"
 
 namespace longspan::kernels {
 
@@ -42,6 +43,8 @@ struct AttentionArguments {
   Pattern pattern;
   Layout query_layout, key_layout;
   DeviceRanges ranges;
+  DeviceSelection selection;              // of pattern kSelected
+  const unsigned char* tables = nullptr;  // its scores: [batch, head, row, table]
 };
 
 /// Where one block works: which query tile (or key tile), head and batch row.
@@ -102,6 +105,31 @@ SIMT_DEVICE bool key_visible(const AttentionArguments& a, const RowBounds& row, 
   return key_visible(a.pattern.sinks, a.key_layout, row, batch, key);
 }
 
+/// Whether a key that a row may reach is kept for its codes.
+SIMT_DEVICE bool key_selected(const AttentionArguments& a, int batch, int head, int row, int key) {
+  const DeviceSelection& s = a.selection;
+  const int64_t at = (int64_t(batch) * a.heads + head) * a.queries + row;
+  const int threshold = s.threshold_at(at);
+  const int64_t place = int64_t(batch) * a.key_heads + head / (a.heads / a.key_heads);
+  const int score =
+      score_of_codes(s, a.tables + at * (s.book.M << s.book.bits), s.key_codes + (place * a.keys + key) * s.book.W);
+  return score > threshold || (score == threshold && (simt::mutant(210) || key >= s.cut[at]));
+}
+
+/// Whether a row sees a key, by its pattern and, where the kernel `Selects`, by its codes.
+template <bool Selects>
+SIMT_DEVICE bool pair_visible(const AttentionArguments& a, const Layout& keys, const RowBounds& bounds, int layout,
+                              int batch, int head, int row, int key) {
+  if constexpr (!Selects) return key_visible(a.pattern.sinks, keys, bounds, layout, key);
+  if (!reachable(bounds, token_doc(keys, layout, key), token_pos(keys, layout, key))) return false;
+  return near(bounds, a.pattern.sinks, token_pos(keys, layout, key), token_flag(keys, layout, key)) ||
+         (a.pattern.kind == PatternKind::kSelected && !simt::mutant(211) && key_selected(a, batch, head, row, key));
+}
+
+SIMT_DEVICE bool tile_listed(const AttentionArguments& a, int batch, int head, int row, int key) {
+  return tile_listed(a.pattern, batch, head, a.heads, row, key);
+}
+
 /// The layout of one batch row, to be read as row 0.
 SIMT_DEVICE Layout layout_of_row(const Layout& layout, int batch) {
   if (!layout.doc) return {};
@@ -116,7 +144,7 @@ SIMT_DEVICE KeyRange merge(const KeyRange& a, const KeyRange& b) {
 SIMT_DEVICE RowRange merge(const RowRange& a, const RowRange& b) {
   return {min(a.doc_min, b.doc_min),     max(a.doc_max, b.doc_max),         min(a.floor_min, b.floor_min),
           max(a.floor_max, b.floor_max), min(a.ceiling_min, b.ceiling_min), max(a.ceiling_max, b.ceiling_max),
-          min(a.low_min, b.low_min),     max(a.low_max, b.low_max),         a.any_global || b.any_global};
+          min(a.low_min, b.low_min),     max(a.low_max, b.low_max),         a.any_far || b.any_far};
 }
 
 /// The range of rows or keys [begin, begin + count) from the runs that cover it; promises about them hold for a part too.

@@ -17,7 +17,7 @@ struct Shared {
   float p[kRows * (kKeys + 1)];
 };
 
-template <int D>
+template <int D, bool Selects>
 __global__ void __launch_bounds__(kFmaThreads, 2) attention_fwd_f32_kernel(const AttentionArguments a, bool aligned) {
   auto& shared = *simt::dyn_smem<Shared<D>>();
   const int tiles = int(ceil_div(a.queries, kRows));
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kFmaThreads, 2) attention_fwd_f32_kernel(const
   for (float& x : top) x = -INFINITY;
   TileWalk walk(int(ceil_div(a.keys, kKeys)));
   const auto classify_tile = [&](int tile) {
-    if (!tile_listed(a.pattern, at.head, first_row, tile * kKeys)) return Visibility::kSkip;
+    if (!tile_listed(a, at.batch, at.head, first_row, tile * kKeys)) return Visibility::kSkip;
     const Visibility whole = classify(row_runs(a, at.batch, at.head)[first_row / kRun],
                                       key_runs(a, at.batch)[tile * kKeys / kRun], a.pattern.sinks);
     const bool ragged = (tile + 1) * kKeys > a.keys;
@@ -51,13 +51,15 @@ __global__ void __launch_bounds__(kFmaThreads, 2) attention_fwd_f32_kernel(const
     load_float_tile<D, kKeys>(shared.keys, a.v.at<float>(at.batch, kv_head), a.v.row, first_key, a.keys, a.D, aligned);
     SIMT_UNROLL
     for (int i = 0; i < kRows / 16; ++i) {
-      const RowBounds bounds = row_bounds_of(a, at.batch, min(first_row + fma_y() + 16 * i, a.queries - 1), shifted);
+      const int row = min(first_row + fma_y() + 16 * i, a.queries - 1);
+      const RowBounds bounds = row_bounds_of(a, at.batch, row, shifted);
       float high = top[i];
       SIMT_UNROLL
       for (int j = 0; j < kKeys / 8; ++j) {
         const int key = first_key + fma_x() + 8 * j;
         s[i][j] = score_of(a, s[i][j]);
-        if (visit.masked && !simt::mutant(52) && (key >= a.keys || !key_visible(a, bounds, at.batch, key)))
+        if (visit.masked && !simt::mutant(52) &&
+            (key >= a.keys || !pair_visible<Selects>(a, a.key_layout, bounds, at.batch, at.batch, at.head, row, key)))
           s[i][j] = -INFINITY;
         high = fmaxf(high, s[i][j]);
       }
@@ -92,17 +94,22 @@ __global__ void __launch_bounds__(kFmaThreads, 2) attention_fwd_f32_kernel(const
   store_rows<D, kRows>(a.out.at<float>(at.batch, at.head), a.out.row, acc, first_row, a.queries, a.D, inverse);
 }
 
-template <int D>
+template <int D, bool Selects = false>
 void launch(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
   const int64_t blocks = ceil_div(args.queries, kRows) * args.heads * args.batch;
-  simt::check(simt::launch(attention_fwd_f32_kernel<D>, dim3(unsigned(blocks)), dim3(kFmaThreads), sizeof(Shared<D>), stream,
-                           args, aligned),
+  simt::check(simt::launch(attention_fwd_f32_kernel<D, Selects>, dim3(unsigned(blocks)), dim3(kFmaThreads),
+                           sizeof(Shared<D>), stream, args, aligned),
               "attention_fwd");
 }
 
 }  // namespace
 
 void launch_fwd_f32(const AttentionArguments& args, bool aligned, cudaStream_t stream) {
+  if (args.pattern.kind == PatternKind::kSelected) {
+    if (args.D <= 64) return launch<64, true>(args, aligned, stream);
+    if (args.D <= 128) return launch<128, true>(args, aligned, stream);
+    return launch<256, true>(args, aligned, stream);
+  }
   if (args.D <= 32) return launch<32>(args, aligned, stream);
   if (args.D <= 64) return launch<64>(args, aligned, stream);
   if (args.D <= 96) return launch<96>(args, aligned, stream);

@@ -9,10 +9,11 @@
 
 namespace longspan::kernels {
 
-/// Tile sizes. MT: 16-row tiles of queries a warp holds; BN: keys a step.
-template <int D_, int MT_, int BN_, int Warps_>
+/// Tile sizes. MT: 16-row tiles of queries a warp holds; BN: keys a step. Selects: pairs may be seen for their codes.
+template <int D_, int MT_, int BN_, int Warps_, bool Selects_ = false>
 struct ForwardShape {
   static constexpr int D = D_, MT = MT_, BN = BN_, Warps = Warps_;
+  static constexpr bool Selects = Selects_;
   static constexpr int BM = 16 * MT * Warps, Threads = 32 * Warps;
 };
 
@@ -59,7 +60,7 @@ struct Forward {
   }
 
   SIMT_DEVICE Visibility classify_tile(int tile) const {
-    if (!tile_listed(a.pattern, at.head, first_row, tile * BN)) return Visibility::kSkip;
+    if (!tile_listed(a, at.batch, at.head, first_row, tile * BN)) return Visibility::kSkip;
     const KeyRange keys = range_of(shared.key_runs, a.ranges.key_runs, tile * BN, BN);
     const Visibility whole = classify(shared.rows, keys, a.pattern.sinks);
     const bool ragged = (tile + 1) * BN > a.keys && !simt::mutant(6);
@@ -166,7 +167,8 @@ struct Forward {
       for (int n = 0; n < NT; ++n) SIMT_UNROLL
       for (int e = 0; e < 2; ++e) {
         const int key = tile * BN + n * 8 + fragment_column() + e;
-        const bool seen = key < a.keys && key_visible(a.pattern.sinks, shared.key_layout, bounds, 0, key);
+        const bool seen = key < a.keys && pair_visible<Shape::Selects>(a, shared.key_layout, bounds, 0, at.batch, at.head,
+                                                                       min(row, a.queries - 1), key);
         if (!seen) s[n][2 * half + e] = -INFINITY;
       }
     }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const AttentionArgume
     out.floor_min = warp_min(bounds.floor), out.floor_max = warp_max(bounds.floor);
     out.ceiling_min = warp_min(bounds.ceiling), out.ceiling_max = warp_max(bounds.ceiling);
     out.low_min = warp_min(bounds.low), out.low_max = warp_max(bounds.low);
-    out.any_global = __any_sync(~0u, bounds.global);
+    out.any_far = __any_sync(~0u, bounds.global || a.pattern.kind == PatternKind::kSelected);
     if (lane == 0) a.ranges.rows[job] = out;
   } else {
     const int run = (job - query_jobs) % a.ranges.key_runs, layout = (job - query_jobs) / a.ranges.key_runs;

@@ -85,20 +85,31 @@ inline void block_gemm(int64_t rows, int64_t cols, int64_t depth, const T* a, in
   }
 }
 
-/// Packs src[depth, cols] (row stride `stride`) into panels; columns are zero-padded to `padded` (lane multiple).
+/// Packs src[depth, cols] (row stride `stride`) into rows `first` on of panels; columns are zero-padded to `padded` (lane
+/// multiple).
 template <class T, class S>
 inline void pack_panels(const S* src, int64_t stride, int64_t depth, int64_t cols, int64_t padded, int64_t panel_depth,
-                        T* panels) {
+                        T* panels, int64_t first = 0) {
   for (int64_t n = 0; n < padded; n += kPanel<T>) {
     const int64_t width = padded - n < kPanel<T> ? kLanes<T> : kPanel<T>;
     const int64_t valid = cols - n < 0 ? 0 : cols - n < width ? cols - n : width;
     T* panel = panels + n * panel_depth;
     for (int64_t k = 0; k < depth; ++k) {
       const S* from = src + k * stride + n;
-      T* to = panel + k * width;
+      T* to = panel + (first + k) * width;
       for (int64_t j = 0; j < valid; ++j) to[j] = load_as<T>(from + j);
       for (int64_t j = valid; j < width; ++j) to[j] = T(0);
     }
+  }
+}
+
+/// Sets rows [first, last) of panels of `padded` columns to zero.
+template <class T>
+inline void clear_panels(int64_t padded, int64_t panel_depth, int64_t first, int64_t last, T* panels) {
+  if (first >= last) return;
+  for (int64_t n = 0; n < padded; n += kPanel<T>) {
+    const int64_t width = padded - n < kPanel<T> ? kLanes<T> : kPanel<T>;
+    std::memset(panels + n * panel_depth + first * width, 0, (last - first) * width * sizeof(T));
   }
 }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "common/cast.h"
+#include "common/steps.h"
 #include "lora/lora.h"
 #include "lora/low_rank.h"
 
@@ -23,45 +25,6 @@ inline View<2> lora_matrix(void* data, DType dtype, int64_t rows, int64_t column
 inline void* lora_scratch(const Context& context, int64_t count, DType dtype) {
   return context.workspace.get(context.workspace.self, std::max<int64_t>(count, 1) * element_size(dtype));
 }
-
-/// Scratch of the steps of a call: what a step took is free again for the next one, so that the memory does not grow with
-/// the panels of rows.
-class LoraSteps {
- public:
-  explicit LoraSteps(const Context& context) : context_(context) {}
-
-  /// The context of one step; what the steps before took is used again.
-  Context next() {
-    for (Block& block : blocks_) block.taken = false;
-    Context step = context_;
-    step.workspace = {this, &get};
-    return step;
-  }
-
- private:
-  struct Block {
-    void* data;
-    int64_t bytes;
-    bool taken;
-  };
-
-  /// The smallest free block that is large enough, or a new one.
-  static void* get(void* self, int64_t bytes) {
-    auto* steps = static_cast<LoraSteps*>(self);
-    Block* best = nullptr;
-    for (Block& block : steps->blocks_)
-      if (!block.taken && block.bytes >= bytes && (!best || block.bytes < best->bytes)) best = &block;
-    if (!best) {
-      const Workspace& from = steps->context_.workspace;
-      best = &steps->blocks_.emplace_back(Block{from.get(from.self, bytes), bytes, false});
-    }
-    best->taken = true;
-    return best->data;
-  }
-
-  const Context& context_;
-  std::vector<Block> blocks_;
-};
 
 /// The adapters of one call; their columns of s stand one after the other.
 struct LoraAdapters {
@@ -95,7 +58,7 @@ struct LoraAdapters {
     void* out = lora_scratch(context, columns * C, statistics);
     const View<2> all = lora_matrix(out, statistics, columns, C);
     for (int64_t i = 0; i < count; ++i)
-      if (rank[i]) low_rank_cast_cpu(projections[i].lora_a, 1, lora_rows(all, first[i], rank[i]), context);
+      if (rank[i]) cast_cpu(projections[i].lora_a, 1, lora_rows(all, first[i], rank[i]), context);
     return out;
   }
 
@@ -105,7 +68,7 @@ struct LoraAdapters {
     View<2> out = lora_matrix(lora_scratch(context, N * (rank[i] + extra), statistics), statistics, N, rank[i] + extra);
     View<2> part = out;
     part.size[1] = rank[i];
-    if (rank[i]) low_rank_cast_cpu(projections[i].lora_b, projections[i].scaling, part, context);
+    if (rank[i]) cast_cpu(projections[i].lora_b, projections[i].scaling, part, context);
     return out;
   }
 

@@ -41,7 +41,7 @@ struct WeightSums {
              context);
   }
   void finish(const Context& context) const {
-    if (sums.data != out.data) low_rank_cast_cpu(sums, 1, out, context);
+    if (sums.data != out.data) cast_cpu(sums, 1, out, context);
   }
 };
 
@@ -124,8 +124,8 @@ class Backward {
       }
     if (in_.normed && in_.norm_weight) {  // in statistics, so that the sums of panels are rounded once
       norm_weight_ = lora_scratch(context_, C_, statistics_);
-      low_rank_cast_cpu(lora_matrix(const_cast<void*>(in_.norm_weight), in_.norm_dtype, 1, C_), 1,
-                        lora_matrix(norm_weight_, statistics_, 1, C_), context_);
+      cast_cpu(lora_matrix(const_cast<void*>(in_.norm_weight), in_.norm_dtype, 1, C_), 1,
+               lora_matrix(norm_weight_, statistics_, 1, C_), context_);
     }
   }
 
@@ -224,7 +224,7 @@ class Backward {
           {ds_i.data, ds_i.stride[0], a_of(i), adapters_.rank[i], dz, t0, in_.dropout, uint64_t(in_.seeds[i])},
           steps_.next());
     }
-    if (wide_panel_) low_rank_cast_cpu(dz, 1, to, context_);
+    if (wide_panel_) cast_cpu(dz, 1, to, context_);
     if (in_.normed) through_the_norm(t0, rows, to);
   }
 
@@ -278,8 +278,8 @@ class Backward {
           static_cast<float*>(norm_part_[which])[c] = float(sum);
       }
       if (to[which])
-        low_rank_cast_cpu(lora_matrix(norm_part_[which], statistics_, 1, C_), 1,
-                          lora_matrix(to[which], in_.norm_dtype, 1, C_), context_);
+        cast_cpu(lora_matrix(norm_part_[which], statistics_, 1, C_), 1, lora_matrix(to[which], in_.norm_dtype, 1, C_),
+                 context_);
     }
   }
 
@@ -289,7 +289,7 @@ class Backward {
   const LoraInputGradient& dx_;
   const int64_t count_;
   const Context& context_;
-  LoraSteps steps_{context_};
+  Steps steps_{context_};
   const LoraAdapters adapters_;
   const int64_t T_ = in_.x.size[0], C_ = in_.x.size[1];
   const DType statistics_ = statistics_dtype(in_.x.dtype);

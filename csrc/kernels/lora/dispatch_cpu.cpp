@@ -7,7 +7,6 @@ namespace longspan::kernels {
 LONGSPAN_DECLARE_PER_ISA(void low_rank_pass(const LowRankPass&, const Context&))
 LONGSPAN_DECLARE_PER_ISA(void low_rank_update(const LowRankUpdate&, const Context&))
 LONGSPAN_DECLARE_PER_ISA(void low_rank_result(const LowRankResult&, const Context&))
-LONGSPAN_DECLARE_PER_ISA(void low_rank_cast(const View<2>&, double, const View<2>&, const Context&))
 
 void low_rank_pass_cpu(const LowRankPass& pass, const Context& context) {
   LONGSPAN_CALL_PER_ISA(context.isa, low_rank_pass, pass, context);
@@ -19,10 +18,6 @@ void low_rank_update_cpu(const LowRankUpdate& update, const Context& context) {
 
 void low_rank_result_cpu(const LowRankResult& result, const Context& context) {
   LONGSPAN_CALL_PER_ISA(context.isa, low_rank_result, result, context);
-}
-
-void low_rank_cast_cpu(const View<2>& from, double scale, const View<2>& to, const Context& context) {
-  LONGSPAN_CALL_PER_ISA(context.isa, low_rank_cast, from, scale, to, context);
 }
 
 }  // namespace longspan::kernels

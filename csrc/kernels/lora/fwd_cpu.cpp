@@ -19,7 +19,7 @@ struct Tail {
     View<2> last = q;
     last.data = static_cast<char*>(q.data) + rank * element_size(q.dtype), last.size[1] = 1;
     const View<2> b{const_cast<void*>(adapters.projections[i].bias), adapters.in.x.dtype, {q.size[0], 1}, {1, 1}};
-    low_rank_cast_cpu(b, 1, last, context);
+    cast_cpu(b, 1, last, context);
   }
 
   /// The tail of rows whose s is given; with a bias p is `own` [rows, rank + 1], which it fills.
@@ -31,11 +31,11 @@ struct Tail {
     View<2> left = p, right = p;
     left.size[1] = rank, right.size[1] = 1;
     right.data = static_cast<char*>(p.data) + rank * element_size(q.dtype);
-    if (rank) low_rank_cast_cpu(s, 1, left, context);
+    if (rank) cast_cpu(s, 1, left, context);
     const double one = 1;
     const float one_float = 1;
     const void* source = q.dtype == DType::kFloat64 ? static_cast<const void*>(&one) : &one_float;
-    low_rank_cast_cpu({const_cast<void*>(source), q.dtype, {rows, 1}, {0, 1}}, 1, right, context);
+    cast_cpu({const_cast<void*>(source), q.dtype, {rows, 1}, {0, 1}}, 1, right, context);
     return {p.data, rank + 1, q.data, q.stride[0], rank + 1};
   }
 };
@@ -68,7 +68,7 @@ void lora_linear_fwd_cpu(const LoraInput& in, const LoraProjection* projections,
   void* p = widest ? lora_scratch(context, panel_rows * widest, statistics) : nullptr;
   const View<2> all_s = lora_matrix(s, statistics, T, adapters.columns);
 
-  LoraSteps steps(context);
+  Steps steps(context);
   for (int64_t t0 = 0; t0 < T; t0 += panel_rows) {
     const int64_t rows = std::min(panel_rows, T - t0);
     const View<2> z = adapters.z(t0, rows, panel, adapters.at(in.rstd, t0), adapters.at(in.mean, t0), steps.next());

@@ -60,9 +60,6 @@ struct LowRankResult {
 };
 void low_rank_result_cpu(const LowRankResult& result, const Context& context);
 
-/// to[i][j] = scale * from[i][j], rounded; rows of any stride.
-void low_rank_cast_cpu(const View<2>& from, double scale, const View<2>& to, const Context& context);
-
 /// Columns of sums: whole vectors of every instruction set. A part's columns start on a vector of their own.
 inline constexpr int64_t low_rank_stride(int64_t columns) { return round_up(columns, 16); }
 

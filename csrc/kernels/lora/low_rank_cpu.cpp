@@ -168,18 +168,6 @@ void result(const LowRankResult& r, const Context& context) {
   });
 }
 
-template <class T, class From, class To>
-void cast(const View<2>& from, double scale, const View<2>& to, const Context& context) {
-  constexpr int64_t kRows = 64;
-  parallel_for(context, ceil_div(from.size[0], kRows), [&](int64_t task, int) {
-    for (int64_t i = task * kRows; i < least(from.size[0], (task + 1) * kRows); ++i) {
-      const From* x = static_cast<const From*>(from.data) + i * from.stride[0];
-      To* y = static_cast<To*>(to.data) + i * to.stride[0];
-      for (int64_t j = 0; j < from.size[1]; ++j) store_as<T>(y + j, T(scale) * load_as<T>(x + j));
-    }
-  });
-}
-
 }  // namespace
 
 void low_rank_pass(const LowRankPass& pass, const Context& context) {
@@ -197,16 +185,6 @@ void low_rank_result(const LowRankResult& r, const Context& context) {
   if (r.dtype == DType::kFloat64) return result<double, double>(r, context);
   if (r.dtype == DType::kBFloat16) return result<float, bfloat16>(r, context);
   result<float, float>(r, context);
-}
-
-void low_rank_cast(const View<2>& from, double scale, const View<2>& to, const Context& context) {
-  if (from.dtype == DType::kFloat64) return cast<double, double, double>(from, scale, to, context);
-  const bool narrow = from.dtype == DType::kBFloat16;
-  if (to.dtype == DType::kBFloat16)
-    return narrow ? cast<float, bfloat16, bfloat16>(from, scale, to, context)
-                  : cast<float, float, bfloat16>(from, scale, to, context);
-  return narrow ? cast<float, bfloat16, float>(from, scale, to, context)
-                : cast<float, float, float>(from, scale, to, context);
 }
 
 }  // namespace longspan::kernels::LONGSPAN_ISA_NS

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "simt/entries/dtype.h"
+#include "simt/entries/selection.h"
 #include "simt/entry.h"
 
 namespace simt {
@@ -20,15 +21,8 @@ PatternKind kind_of(const std::string& name) {
   if (name == "s2") return PatternKind::kShiftedGroups;
   if (name == "window") return PatternKind::kWindow;
   if (name == "tiles") return PatternKind::kTiles;
-  throw std::invalid_argument("pattern is '" + name + "'; allowed: full, s2, window, tiles");
-}
-
-Layout layout_of(Device& device, const py::dict& arguments, const char* name) {
-  if (!given(arguments, name)) return {};
-  const Shape planes = shape(arguments, name);  // [2 or 3, 1 or B, length]
-  const auto* data = input<int32_t>(device, arguments, name);
-  const int64_t plane = planes.at(1) * planes.at(2);
-  return {data, data + plane, planes[0] == 3 ? data + 2 * plane : nullptr, planes[1] == 1 ? 0 : planes[2]};
+  if (name == "selected") return PatternKind::kSelected;
+  throw std::invalid_argument("pattern is '" + name + "'; allowed: full, s2, window, tiles, selected");
 }
 
 /// One call's arrays and description.
@@ -53,7 +47,14 @@ struct Call {
     if (p.kind == PatternKind::kTiles) {
       const Shape tiles = shape(arguments, "tiles");
       p.tiles = input<int32_t>(device, arguments, "tiles"), p.tile_size = value<int>(arguments, "tile_size");
-      p.tile_heads = tiles.at(0), p.query_tiles = tiles.at(1), p.tile_slots = tiles.at(2);
+      const size_t first = tiles.size() - 3;
+      p.tile_batches = first ? tiles.at(0) : 1, p.tile_heads = tiles.at(first);
+      p.query_tiles = tiles.at(first + 1), p.tile_slots = tiles.at(first + 2);
+    }
+    if (p.kind == PatternKind::kSelected) {
+      spec.selection = selection_of(device, arguments);
+      spec.selection.threshold = input_bytes(device, arguments, "threshold", given(arguments, "codebook") ? 2 : 1);
+      spec.selection.cut = input<int32_t>(device, arguments, "cut");
     }
     spec.queries = layout_of(device, arguments, "query_layout");
     spec.keys = layout_of(device, arguments, "key_layout");

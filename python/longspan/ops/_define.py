@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from longspan import _native
 
@@ -35,6 +36,12 @@ def scratch(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return formula
 
     return add
+
+
+def require(name: str, x: Tensor) -> None:
+    """Raises MissingBackendError unless op `name` has a kernel for the device of x; nothing under torch.compile."""
+    if not torch.compiler.is_compiling():
+        _native.require_op(name, x.device.type)
 
 
 def op(name: str) -> Any:

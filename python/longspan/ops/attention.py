@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops.layout import TokenLayout
 from longspan.ops.pattern import AttentionPattern
@@ -16,8 +15,11 @@ from longspan.ops.pattern import AttentionPattern
 MAX_HEAD_DIM = 256
 _SPEC = (
     "Tensor? q_layout, Tensor? k_layout, Tensor? tiles, str pattern, bool causal, SymInt group_size, SymInt window, "
-    "SymInt sinks, SymInt model_window, SymInt tile_size, float scale, float softcap"
+    "SymInt sinks, SymInt model_window, SymInt tile_size, float scale, float softcap, Tensor? key_codes=None, "
+    "Tensor? query_codes=None, Tensor? codebook=None, Tensor? threshold=None, Tensor? cut=None, SymInt subspaces=0, "
+    "SymInt codewords=0"
 )
+_PLAIN = (None, None, None, None, None, 0, 0)  # of a pattern without a selection
 
 
 def attention(
@@ -53,8 +55,7 @@ def attention(
     """
     pattern = AttentionPattern.full() if pattern is None else pattern
     _check(q, k, v, pattern, layout, scale, softcap, model_window)
-    if not torch.compiler.is_compiling():
-        _native.require_op("attention_fwd", q.device.type)
+    require("attention_fwd", q)
     out, lse = op("attention_fwd")(
         q,
         k,
@@ -71,8 +72,16 @@ def attention(
         pattern.tile_size,
         q.shape[-1] ** -0.5 if scale is None else scale,
         softcap or 0.0,
+        *_selection(pattern),
     )
     return (out, lse) if return_lse else out
+
+
+def _selection(pattern: AttentionPattern) -> tuple[Any, ...]:
+    s = pattern.selection
+    if s is None:
+        return _PLAIN
+    return s.key_codes, s.query_codes, s.codebook, s.threshold, s.cut, s.subspaces, s.codewords
 
 
 def _check(
@@ -108,16 +117,25 @@ def _check(
     if not 1 <= D <= MAX_HEAD_DIM:
         raise ValueError(f"attention: head dimension D is {D}; allowed: 1 to {MAX_HEAD_DIM}")
     if not isinstance(pattern, AttentionPattern):
-        raise ValueError(f"attention: pattern is {pattern!r}; use AttentionPattern.full(), s2(), window() or tiles()")
+        raise ValueError(
+            f"attention: pattern is {pattern!r}; use AttentionPattern.full(), s2(), window(), tiles() or selected()"
+        )
     if pattern.kind == "s2" and not pattern.group_size:
         raise ValueError("attention: s2(groups=n) has no group size yet; call pattern.resolve(length) once per run")
     if pattern.tile_table is not None:
-        heads, rows = pattern.tile_table.shape[0], pattern.tile_table.shape[1]
+        *batches, heads, rows, _ = pattern.tile_table.shape
         needed = -(-T // pattern.tile_size)
-        if heads not in (1, H) or rows < needed:
+        if heads not in (1, K, H) or batches not in ([], [1], [B]) or rows < needed:
             raise ValueError(
-                f"attention: the tile table covers {heads} heads and {rows} query tiles; "
-                f"{H} heads (or 1) and {needed} tiles of {pattern.tile_size} rows are needed"
+                f"attention: the tile table covers {batches[0] if batches else 'all'} batch rows, {heads} heads and "
+                f"{rows} query tiles; {B} batch rows (or 1), {H} heads (or {K}, or 1) and {needed} tiles of "
+                f"{pattern.tile_size} rows are needed"
+            )
+    if pattern.selection is not None:
+        found, keys = tuple(pattern.selection.threshold.shape), tuple(pattern.selection.key_codes.shape[:3])
+        if found != (B, H, T) or keys != (B, K, S):
+            raise ValueError(
+                f"attention: the selection is of queries {found} and keys {keys}; q is {(B, H, T)} and k {(B, K, S)}"
             )
     if softcap is not None and softcap < 0:
         raise ValueError(f"attention: softcap is {softcap}; it must be positive, or None for no cap")
@@ -169,14 +187,15 @@ define(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, q_layout, k_layout, tiles, *spec = inputs
-    ctx.save_for_backward(q, k, v, *output, q_layout, k_layout, tiles)
-    ctx.spec = spec
+    numbers, codes = spec[:9], spec[9:14]
+    ctx.save_for_backward(q, k, v, *output, q_layout, k_layout, tiles, *codes)
+    ctx.spec, ctx.sizes = numbers, spec[14:]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, q_layout, k_layout, tiles = ctx.saved_tensors
-    none: tuple[None, ...] = (None,) * (3 + len(ctx.spec))
+    q, k, v, out, lse, q_layout, k_layout, tiles, *codes = ctx.saved_tensors
+    none: tuple[None, ...] = (None,) * (3 + 9 + 5 + 2)
     if dout is None and dlse is None:
         return (None, None, None, *none)
     if dout is None:
@@ -184,7 +203,8 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
     if dout.shape[-1] > 1 and dout.stride(-1) != 1:
         dout = dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    grads = op("attention_bwd")(dout, dlse, q, k, v, out, lse, q_layout, k_layout, tiles, *ctx.spec)
+    spec = (q_layout, k_layout, tiles, *ctx.spec, *codes, *ctx.sizes)
+    grads = op("attention_bwd")(dout, dlse, q, k, v, out, lse, *spec)
     return (*grads, *none)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import as_rows
 
@@ -56,8 +55,7 @@ def activation(x: Tensor, name: str) -> Tensor:
 
 
 def _run(gate: Tensor, up: Tensor | None, name: str, packed: bool) -> Tensor:
-    if not torch.compiler.is_compiling():
-        _native.require_op("glu_fwd", gate.device.type)
+    require("glu_fwd", gate)
     y: Tensor = op("glu_fwd")(as_rows(gate), None if up is None else as_rows(up), name, packed)
     return y
 

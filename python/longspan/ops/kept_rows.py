@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from longspan.ops.lora import Norm, Projection, norm_lora_linear
+from longspan.ops.lora import Projection, norm_lora_linear
+from longspan.ops.norm import Norm
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import as_rows, last_contiguous
+from longspan.ops.norm import Norm
 
 MAX_PROJECTIONS, MAX_RANK = 8, 256
 
@@ -31,17 +31,6 @@ class Projection:
     lora_b: Tensor | None = None
     scaling: float = 1.0
     residual: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The row norm that a group's input goes through: kind "rms" or "layer"; see `rms_norm` and `layer_norm`."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    kind: str = "rms"
-    eps: float = 1e-6
-    weight_offset: float = 0.0
 
 
 def lora_linear(
@@ -102,8 +91,7 @@ def _run(
     name: str, x: Tensor, norm: Norm | None, group: list[Projection], dropout_p: float, seed: int | Tensor | None
 ) -> tuple[Tensor, ...]:
     _check(name, x, norm, group, dropout_p, seed)
-    if not torch.compiler.is_compiling():
-        _native.require_op("lora_linear_fwd", x.device.type)
+    require("lora_linear_fwd", x)
     seeds = _seeds(seed, len(group), x.device) if dropout_p > 0 else None
     norm, none = norm or Norm(kind="none"), x.new_empty(0)
     ys, _, _, _ = op("lora_linear_fwd")(

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import as_rows
 
@@ -63,8 +62,7 @@ def segment_linear_cross_entropy(
     _check_options(segment, reduction, logit_softcap, logit_scale, num_items)
     targets = labels.reshape(-1).to(torch.int64).contiguous()
     _check_labels(targets, weight.shape[0], ignore_index)
-    if not torch.compiler.is_compiling():
-        _native.require_op("linear_cross_entropy", hidden.device.type)
+    require("linear_cross_entropy", hidden)
 
     statistics = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     row_weights = None if token_weights is None else token_weights.reshape(-1).to(statistics)

@@ -13,7 +13,8 @@ from torch.autograd import Function
 from longspan.ops._define import op
 from longspan.ops._feed_forward import check_up, hidden_of
 from longspan.ops.glu import ACTIVATIONS, activation
-from longspan.ops.lora import Norm, Projection, norm_lora_linear
+from longspan.ops.lora import Projection, norm_lora_linear
+from longspan.ops.norm import Norm
 from longspan.ops.replay import Recording
 
 

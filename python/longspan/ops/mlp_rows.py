@@ -10,7 +10,8 @@ from torch import Tensor
 
 from longspan.ops._feed_forward import check_up, hidden_of
 from longspan.ops.kept_rows import KeptRows
-from longspan.ops.lora import Norm, Projection, norm_lora_linear
+from longspan.ops.lora import Projection, norm_lora_linear
+from longspan.ops.norm import Norm
 from longspan.ops.replay import Recording
 
 

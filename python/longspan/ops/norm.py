@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import as_rows
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The row norm that a linear map's input goes through: kind "rms" or "layer"; see `rms_norm` and `layer_norm`."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    kind: str = "rms"
+    eps: float = 1e-6
+    weight_offset: float = 0.0
+
+
+def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
+    """The norm of x [..., C]; x itself for None."""
+    if norm is None:
+        return x
+    if norm.kind == "layer":
+        y = layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
+    else:
+        y = rms_norm(x, norm.weight, eps=norm.eps, weight_offset=norm.weight_offset)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def rms_norm(
@@ -67,8 +90,7 @@ def _norm(
     weight_offset: float,
 ) -> Tensor | tuple[Tensor, Tensor]:
     _check(name, x, weight, bias, residual, eps, weight_offset)
-    if not torch.compiler.is_compiling():
-        _native.require_op("norm_fwd", x.device.type)
+    require("norm_fwd", x)
     y, total, _, _ = op("norm_fwd")(
         as_rows(x),
         None if residual is None else as_rows(residual),

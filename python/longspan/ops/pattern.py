@@ -11,13 +11,17 @@ if TYPE_CHECKING:
 
     import torch
 
-KEY_TILE = 256  # keys that the kernels pack together; listed tiles are multiples of it
+    from longspan.ops.topl import KeySelection
+
+KEY_TILE = 256  # keys that the kernels pack together
+LIST_TILE = 64  # listed tiles are multiples of it
 SINGLE_TILE_GROUP = 512  # from this group size on, group borders fall on tile borders
 
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """A pattern of visible pairs. Build one with :meth:`full`, :meth:`s2`, :meth:`window` or :meth:`tiles`.
+    """A pattern of visible pairs. Build one with :meth:`full`, :meth:`s2`, :meth:`window`, :meth:`tiles` or
+    :meth:`selected`.
 
     Causality, document borders and a model's own window are ANDed to the pattern. Positions count from the start of
     each document.
@@ -31,6 +35,7 @@ class AttentionPattern:
     sinks: int = 0
     tile_table: torch.Tensor | None = None
     tile_size: int = 0
+    selection: KeySelection | None = None
 
     @classmethod
     def full(cls, causal: bool = True) -> AttentionPattern:
@@ -71,23 +76,26 @@ class AttentionPattern:
         """Explicit key tiles for each head and query tile; causality is applied inside them.
 
         table: for each head (or for one head that stands for all) and query tile, the numbers of the key tiles that it
-        sees; nested lists, or an int tensor [H or 1, query tiles, slots], increasing, with -1 behind the last.
-        tile_size: rows and keys of a tile, a multiple of 256.
+        sees; nested lists, or an int tensor [(1 or B,) 1, K or H, query tiles, slots], increasing, with -1 behind the
+        last. A table for key heads serves all query heads that share them. tile_size: rows and keys of a tile, a
+        multiple of 64.
         """
         import torch
 
-        if not _integer(tile_size) or tile_size < 1 or tile_size % KEY_TILE:
-            raise ValueError(f"AttentionPattern.tiles: tile_size is {tile_size!r}; it must be a multiple of {KEY_TILE}")
+        if not _integer(tile_size) or tile_size < 1 or tile_size % LIST_TILE:
+            raise ValueError(
+                f"AttentionPattern.tiles: tile_size is {tile_size!r}; it must be a multiple of {LIST_TILE}"
+            )
         if not isinstance(table, torch.Tensor):
             slots = max((len(keys) for head in table for keys in head), default=0)
             rows = [[sorted(set(keys)) + [-1] * (slots - len(set(keys))) for keys in head] for head in table]
             if len({len(head) for head in rows}) > 1:
                 raise ValueError("AttentionPattern.tiles: every head must list the same number of query tiles")
             table = torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1, slots)
-        if table.dim() != 3 or table.dtype not in (torch.int32, torch.int64):
+        if table.dim() not in (3, 4) or table.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"AttentionPattern.tiles: table is {table.dtype} {tuple(table.shape)}; "
-                "it must be int [H or 1, query tiles, slots]"
+                "it must be int [(1 or B,) 1, K or H, query tiles, slots]"
             )
         ends = torch.where(table < 0, torch.iinfo(torch.int32).max, table)
         real = ends[..., 1:] < torch.iinfo(torch.int32).max
@@ -95,7 +103,17 @@ class AttentionPattern:
             raise ValueError(
                 "AttentionPattern.tiles: the tile numbers of a list must increase, with -1 only at its end"
             )
-        return cls("tiles", tile_table=table.to(torch.int32).contiguous(), tile_size=tile_size)
+        return cls.listed(table.to(torch.int32).contiguous(), tile_size)
+
+    @classmethod
+    def listed(cls, table: torch.Tensor, tile_size: int) -> AttentionPattern:
+        """`tiles` with a table that is right by construction: contiguous int32, read by kernels alone."""
+        return cls("tiles", tile_table=table, tile_size=tile_size)
+
+    @classmethod
+    def selected(cls, selection: KeySelection, causal: bool = True) -> AttentionPattern:
+        """The keys that `topl_threshold` kept, its window and sinks among them; causal as it was told there."""
+        return cls("selected", causal=causal, size=selection.window, sinks=selection.sinks, selection=selection)
 
     def resolve(self, length: int) -> AttentionPattern:
         """Fixes the group size of `s2(groups=n)` from the configured context length, once per run.

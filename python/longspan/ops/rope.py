@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import last_contiguous
 
@@ -157,8 +156,8 @@ def _checked(
             f"({x.shape[2]},) or (1 or {x.shape[0]}, {x.shape[2]}) on {x.device}"
         )
     rows = rows.to(torch.int64).contiguous()
+    require("rope", x)
     if not torch.compiler.is_compiling():
-        _native.require_op("rope", x.device.type)
         _check_range(name, rows, cos.shape[0])
     return last_contiguous(x), rows
 

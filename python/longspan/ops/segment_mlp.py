@@ -13,7 +13,8 @@ from torch.autograd import Function
 from longspan.ops._feed_forward import check_up, hidden_of
 from longspan.ops._rows import as_rows
 from longspan.ops.glu import ACTIVATIONS
-from longspan.ops.lora import Norm, Projection, norm_lora_linear
+from longspan.ops.lora import Projection, norm_lora_linear
+from longspan.ops.norm import Norm
 
 
 def segment_mlp(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from longspan import _native
-from longspan.ops._define import define, op
+from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops.blocks import TokenBlocks
 
@@ -45,8 +44,7 @@ def block_score(
     Source: LeMo (Wang et al. 2025, section 3). The published factor 1 / (64 * 16) differs by a positive constant.
     """
     _check(q, k, blocks, scale)
-    if not torch.compiler.is_compiling():
-        _native.require_op("block_score", q.device.type)
+    require("block_score", q)
     factor = q.shape[2] ** -0.5 if scale is None else scale
     scores: Tensor = op("block_score")(
         q.detach(), k.detach(), blocks.starts, blocks.counts, blocks.segments, blocks.most, factor, causal

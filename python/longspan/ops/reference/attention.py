@@ -7,6 +7,7 @@ from torch import Tensor
 
 from longspan.ops.layout import TokenLayout
 from longspan.ops.pattern import AttentionPattern
+from longspan.ops.reference import topl
 
 
 def visible(
@@ -16,8 +17,9 @@ def visible(
     keys: int,
     layout: TokenLayout | None = None,
     model_window: int | None = None,
+    selected: Tensor | None = None,
 ) -> Tensor:
-    """Which pairs attend: bool [1 or B, H, T, S]."""
+    """Which pairs attend: bool [1 or B, H, T, S]. selected: those that a selection adds to the near ones."""
     if layout is None:
         one = torch.arange(max(queries, keys), dtype=torch.int32)
         planes = torch.stack([torch.zeros_like(one), one])[:, None]
@@ -36,8 +38,8 @@ def visible(
     everywhere = torch.ones((), dtype=torch.bool, device=pos_q.device)
     if pattern.kind == "full":
         near = everywhere
-    elif pattern.kind == "window":
-        near = pos_q - pos_k < pattern.size
+    elif pattern.kind in ("window", "selected"):
+        near = (pos_q - pos_k < pattern.size) & (pattern.size > 0)
     elif pattern.kind == "s2":
         shifted = torch.arange(heads, device=pos_q.device) >= heads // 2
         shift = (shifted * (pattern.group_size // 2))[None, :, None, None]
@@ -46,20 +48,25 @@ def visible(
         near = _listed(pattern, heads, queries, keys)
     if pattern.kind != "tiles":
         near = near | (pos_k < pattern.sinks) | (flag_q & 1).bool() | (flag_k & 1).bool()
+    if selected is not None:
+        near = near | selected
     mask = allowed & near
     return mask.expand(mask.shape[0], heads, queries, keys)
 
 
 def _listed(pattern: AttentionPattern, heads: int, queries: int, keys: int) -> Tensor:
+    """bool [1 or B, H, T, S]."""
     assert pattern.tile_table is not None
     table = pattern.tile_table.long()
+    table = table[None] if table.dim() == 3 else table
+    table = table.repeat_interleave(heads // table.shape[1], 1)
     key_tiles = -(-keys // pattern.tile_size)
-    hit = torch.zeros(table.shape[0], table.shape[1], key_tiles + 1, dtype=torch.bool)
+    hit = torch.zeros(*table.shape[:3], key_tiles + 1, dtype=torch.bool)
     inside = (table >= 0) & (table < key_tiles)
-    hit.scatter_(2, torch.where(inside, table, key_tiles), True)
+    hit.scatter_(3, torch.where(inside, table, key_tiles), True)
     rows = torch.arange(queries) // pattern.tile_size
     cols = torch.arange(keys) // pattern.tile_size
-    return hit[:, rows][:, :, cols].expand(heads, queries, keys)[None]
+    return hit[:, :, rows][..., cols]
 
 
 def attention(
@@ -81,7 +88,8 @@ def attention(
     scores = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    mask = visible(pattern, H, T, S, layout, model_window)
+    far = None if pattern.selection is None else topl.selected(pattern.selection, q.detach())
+    mask = visible(pattern, H, T, S, layout, model_window, far)
     empty = ~mask.any(-1, keepdim=True)
     # Rows that see nothing take a uniform row first, so that no NaN enters the graph, and are then set to zero.
     scores = scores.masked_fill(~mask & ~empty, float("-inf"))

@@ -10,10 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from longspan.ops._define import NAMESPACE, SCRATCH
-from longspan.ops.scratch import attention, lora, loss, norm, select
+from longspan.ops.scratch import attention, grouped, list_attention, lora, loss, norm, pq, select, topl
 from longspan.ops.scratch.workspace import Machine, Workspace
 
-__all__ = ["Machine", "attention", "lora", "loss", "norm", "scratch_bytes", "select"]
+__all__ = [
+    "Machine",
+    "attention",
+    "grouped",
+    "list_attention",
+    "lora",
+    "loss",
+    "norm",
+    "pq",
+    "scratch_bytes",
+    "select",
+    "topl",
+]
 
 
 def scratch_bytes(op: str, arguments: Sequence[Any], machine: Machine) -> int:
