@@ -15,12 +15,9 @@ a clock (quality, recall) can run beside each other, a thread each.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
 import statistics
-import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,16 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import longspan
 from bench import lemo_layer
 from bench.lean_layers import BASELINE, S2, adapted, alive, interleaved, rows
-from bench.record import RECORDS, environment
+from bench.parts import PartsFile, Setup, main, train_all, train_one
 
-PATH = RECORDS / "lemo.json"
+FILE = PartsFile("lemo")
 PREDICTOR = Path("runs/lemo/predictor.safetensors")
 DENSE = "longspan, dense"
-
-Setup = dict[str, Any]  # recipe keys; None is the stock model
 
 
 def lemo(**changes: Any) -> Setup:
@@ -163,90 +157,31 @@ def _last(layer: Any, tokens: Any, rows_: Tensor, stream: Any) -> Tensor:
     return torch.arange(stream.blocks.cu_blocks[-1], dtype=torch.float32)
 
 
-def one_quality(name: str, setup: Setup, length: int, count: int, held_out: int) -> dict[str, Any]:
-    """Loss on held-out rows after `count` steps, with the training's first and last losses and its time."""
+def one_quality(name: str, setup: Setup) -> dict[str, Any]:
+    """One of `quality_setups`, whose "last" is a selector that the product does not have."""
     from longspan.patch.tokens import select
 
-    recipe = {
-        "data": {"length": length, "packing": "none", "held_out": 0.05},
-        "adapter": {"method": "lora", "rank": 8, "alpha": 16},
-        "update": {"engine": {"method": "adamw", "lr": 5e-4}},
-        "trainer": {"steps": count},
-    } | setup
     before = select.BEFORE_SCORES["random"]
     if ", last, " in name:
         select.BEFORE_SCORES["random"] = _last
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            recipe["trainer"]["output"] = f"{folder}/run"
-            result = longspan.train(recipe, evaluate=held_out, progress=False)
+        return train_one(setup)
     finally:
         select.BEFORE_SCORES["random"] = before
+
+
+def parts(arguments: Namespace) -> dict[str, Callable[[], Any]]:
+    """By name."""
+    rounds = arguments.rounds
     return {
-        "held_out_before": result.held_out_before,
-        "held_out_after": result.held_out_after,
-        "first_loss": result.losses[0],
-        "last_losses": sum(result.losses[-5:]) / 5,
-        "seconds_a_step": statistics.median(result.seconds),
-    }
-
-
-def quality(only: str, without: str) -> dict[str, Any]:
-    """Every setup that is not recorded yet."""
-    length, count, held_out = 2048, 60, 16
-
-    def found() -> dict[str, Any]:
-        runs = recorded().get("quality", {}).get("result", {}).get("runs", {})
-        return {"length": length, "steps": count, "held_out_rows": held_out, "runs": runs}
-
-    for name, setup in quality_setups().items():
-        if name in found()["runs"] or only not in name or (without and without in name):
-            continue
-        figures = one_quality(name, setup, length, count, held_out)
-        print(name, figures, flush=True)
-        now = found()
-        now["runs"][name] = figures
-        save("quality", now)
-        gc.collect()
-    return found()
-
-
-def recorded() -> dict[str, Any]:
-    """The record as it lies on the disk: another part may have written since."""
-    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
-
-
-def save(name: str, result: Any) -> None:
-    """Puts a part's figures into the record."""
-    results = recorded() | {name: {"result": result, "environment": environment(torch.get_num_threads())}}
-    PATH.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="kept, steps, long, layer, recall, quality (default: all)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="of `quality`: setups whose name holds this")
-    parser.add_argument("--without", default="", help="of `quality`: leave out setups whose name holds this")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    everything: dict[str, Callable[[], Any]] = {
         "kept": kept,
-        "steps": lambda: steps(8192, list(COMPETITORS), arguments.rounds),
-        "long": lambda: steps(16384, [DENSE, "eliminate, predictor"], max(1, arguments.rounds - 1)),
-        "layer": lambda: [lemo_layer.timed(lemo(**ELIMINATE), length, arguments.rounds) for length in (8192, 16384)],
+        "steps": lambda: steps(8192, list(COMPETITORS), rounds),
+        "long": lambda: steps(16384, [DENSE, "eliminate, predictor"], max(1, rounds - 1)),
+        "layer": lambda: [lemo_layer.timed(lemo(**ELIMINATE), length, rounds) for length in (8192, 16384)],
         "recall": recall,
-        "quality": lambda: quality(arguments.only, arguments.without),
+        "quality": lambda: train_all(FILE, quality_setups(), arguments.only, arguments.without, one_quality),
     }
-    unknown = set(arguments.parts) - set(everything)
-    if unknown:
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; allowed: {', '.join(everything)}")
-    for name in arguments.parts or everything:
-        figures = everything[name]()
-        save(name, figures)
-        print(json.dumps(figures, indent=1), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(FILE, __doc__, parts)

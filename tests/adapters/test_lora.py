@@ -13,8 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import longspan
 from longspan import adapters
 from longspan.adapters import LoraAdapter, NoAdapter
+from longspan.nn.beside import beside_tensors
 
 TINY = {
     "vocab_size": 96,
@@ -309,3 +311,40 @@ def test_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             act()
         assert str(caught.value) == message
+
+
+def _with_codebooks(model: Any) -> Any:
+    """Attached, patched, and trained for a step, so that there are codewords."""
+    model = adapters.attach(model, config_for("llama_tied"))
+    section = {"train": {"method": "pq", "codewords": 4, "keep_ratio": 1.0, "sinks": 0}}
+    longspan.patch(model, {"data": {"length": 24}, "attention": section})
+    return model
+
+
+def test_codebooks_are_saved_and_restored(tmp_path: Path) -> None:
+    model = _with_codebooks(build())
+    train(model, 1)
+    kept = beside_tensors(model.get_base_model())
+    assert any(name.endswith("longspan_codebook.weight") for name in kept)
+    adapters.save(model, tmp_path)
+    again = _with_codebooks(build())
+    adapters.load(again, tmp_path)
+    for name, tensor in beside_tensors(again.get_base_model()).items():
+        assert torch.equal(tensor, kept[name]), name
+    plain = adapters.load(build(), tmp_path)
+    assert not beside_tensors(plain.get_base_model())
+    found = load_file(tmp_path / "longspan.safetensors")
+    del found[next(name for name in found if name.endswith("codebook.weight"))]
+    save_file(found, tmp_path / "longspan.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"longspan_codebook.* is missing"):
+        adapters.load(again, tmp_path)
+
+
+def test_an_adapter_without_codebooks_begins_with_none(tmp_path: Path) -> None:
+    model = adapters.attach(build(), config_for("llama_tied"))
+    adapters.save(model, tmp_path)
+    patched = _with_codebooks(build())
+    adapters.load(patched, tmp_path)
+    names = [name for name in beside_tensors(patched.get_base_model()) if name.endswith("fitted")]
+    assert names
+    assert not any(bool(beside_tensors(patched.get_base_model())[name]) for name in names)

@@ -108,9 +108,9 @@ def test_resume_is_passed_on(calls: list[Any], tmp_path: Path, arguments: list[s
 def test_merge_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from longspan.train import merge
 
-    monkeypatch.setattr(merge, "merge", lambda run, out, overwrite: f"{run} {out} {overwrite}")
+    monkeypatch.setattr(merge, "merge", lambda run, out, overwrite, dense: f"{run} {out} {overwrite} {dense}")
     done = run("merge", "runs/a", "out/b", "--overwrite")
-    assert (done.exit_code, done.output) == (0, "merged into runs/a out/b True\n")
+    assert (done.exit_code, done.output) == (0, "merged into runs/a out/b True False\n")
 
 
 def test_eval_perplexity_end_to_end(small_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

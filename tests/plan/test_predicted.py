@@ -136,6 +136,25 @@ def test_parts_are_those_of_the_model() -> None:
     assert mlp.parts["feed-forward"] == 0
 
 
+PQ = {"method": "pq", "keep_ratio": 0.2}
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize(
+    "attention", [PQ, PQ | {"scorer": "match"}, PQ | {"form": "list"}, PQ | {"form": "block"}], ids=str
+)
+def test_chosen_keys(attention: dict[str, Any], recompute: str) -> None:
+    asked = recipe(adapter=LORA, attention={"train": attention}, memory={"recompute": recompute})
+    assert_predicted("llama", asked)
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_routed_layers(family: str, recompute: str) -> None:
+    routed = {"train": {"method": "routed", "balance": 0.01}}
+    assert_predicted(family, recipe(family, LORA, ffn=routed, memory={"recompute": recompute}))
+
+
 LEMO = {"method": "lemo", "block": 16, "layers": [0, 1]}
 
 

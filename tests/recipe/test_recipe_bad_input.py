@@ -33,20 +33,34 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
     ),
     ({"lean": {"keep_logit": True}}, "unknown key lean.keep_logit; did you mean lean.keep_logits?"),
     (
-        {"attention": {"train": {"method": "pq"}}},
-        "attention.train: attention method 'pq' is not available yet; available: full, s2, window",
+        {"attention": {"train": {"method": "pq", "form": "masks"}}},
+        "attention.train.form: unknown form 'masks'; did you mean 'mask'? available: mask, list, block",
+    ),
+    (
+        {"attention": {"train": {"method": "pq", "subspaces": 0}}},
+        "attention.train.subspaces: subspaces is 0; allowed: auto, or 1 to 64",
+    ),
+    (
+        {"attention": {"decode": {"method": "pq"}}},
+        "attention.decode: attention method 'pq' serves train, prefill only, not decode; available for decode: full, "
+        "window",
+    ),
+    (
+        {"attention": {"train": {"method": "pq", "window": 1.0}}, "data": {"length": 1024}},
+        "attention.train: a window of 128 and 4 sinks are more than the 128 keys of keep_ratio 0.125; give a larger "
+        "keep_ratio, or a smaller window or sinks; data.length is 1024",
     ),
     (
         {"attention": {"train": {"method": "s3"}}},
-        "attention.train: unknown attention method 's3'; did you mean 's2'? available: full, s2, window",
+        "attention.train: unknown attention method 's3'; did you mean 's2'? available: full, pq, s2, window",
     ),
     (
         {"attention": {"train": "s2"}},
-        "attention.train: must be a mapping with the key 'method', not 's2'; available: full, s2, window",
+        "attention.train: must be a mapping with the key 'method', not 's2'; available: full, pq, s2, window",
     ),
     (
         {"attention": {"train": {"groups": 4}}},
-        "attention.train: must be a mapping with the key 'method', not {'groups': 4}; available: full, s2, window",
+        "attention.train: must be a mapping with the key 'method', not {'groups': 4}; available: full, pq, s2, window",
     ),
     (
         {"attention": {"decode": {"method": "s2"}}},
@@ -105,8 +119,20 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
         "tokens: mlp: skip changes the forward; forward: dense takes mlp: dense, rows or cols",
     ),
     (
-        {"ffn": {"train": {"method": "routed"}}},
-        "ffn.train: ffn method 'routed' is not available yet; available: dense",
+        {"ffn": {"train": {"method": "routed", "active": 5}}},
+        "ffn.train: active is 5; there are 4 blocks",
+    ),
+    (
+        {"ffn": {"eval": "routed"}},
+        "ffn: eval is routed, and train is dense: give train: {method: routed}",
+    ),
+    (
+        {"ffn": {"eval": "sparse"}},
+        "ffn.eval: unknown ffn.eval 'sparse'; available: dense, routed",
+    ),
+    (
+        {"ffn": {"train": {"method": "routed"}}, "tokens": {"method": "lemo"}},
+        "ffn.train routed and tokens.mlp rows both choose what the feed-forward computes; use tokens.mlp: dense",
     ),
     (
         {"positions": {"method": "yarn"}},

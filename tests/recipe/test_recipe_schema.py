@@ -30,7 +30,7 @@ attention:
 tokens: {method: none}
 ffn:
   train: {method: dense}
-  eval: {method: dense}
+  eval: dense
 positions: {method: none}
 adapter: {method: lora, rank: 8, alpha: 16, dropout: 0.0, targets: [q_proj, k_proj, v_proj, o_proj], also_train: []}
 update:

@@ -57,11 +57,14 @@ def test_a_class_must_carry_the_name_it_is_registered_under() -> None:
 @pytest.mark.parametrize(
     ("axis", "name", "message"),
     [
-        ("attention", "pq", "attention method 'pq' is not available yet; available: full, s2, window"),
-        ("attention", "windw", "unknown attention method 'windw'; did you mean 'window'? available: full, s2, window"),
-        ("attention", "zzzzzz", "unknown attention method 'zzzzzz'; available: full, s2, window"),
+        (
+            "attention",
+            "windw",
+            "unknown attention method 'windw'; did you mean 'window'? available: full, pq, s2, window",
+        ),
+        ("attention", "zzzzzz", "unknown attention method 'zzzzzz'; available: full, pq, s2, window"),
         ("tokens", "lemma", "unknown tokens method 'lemma'; did you mean 'lemo'? available: lemo, none"),
-        ("ffn", "routed", "ffn method 'routed' is not available yet; available: dense"),
+        ("ffn", "rooted", "unknown ffn method 'rooted'; did you mean 'routed'? available: dense, routed"),
         ("positions", "yarn", "positions method 'yarn' is not available yet; available: linear, none"),
         ("positions", "yarm", "unknown positions method 'yarm'; did you mean 'yarn'? available: linear, none"),
         ("adapters", "prefix", "adapters method 'prefix' is not available yet; available: lora, none"),

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from longspan import folders
+from longspan.cli.main import app
 from longspan.recipe import Recipe
 from longspan.train import weights
 from longspan.train.merge import merge
@@ -134,3 +136,22 @@ def test_merge_refuses_what_is_damaged_or_in_the_way(make: Make, cache: Path, tm
     (result.final / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(folders.BrokenFolderError, match=r"adapter_model\.safetensors has 0 bytes"):
         merge(result.output, tmp_path / "merged")
+
+
+def test_codebooks_stay_behind(make: Make, cache: Path, tmp_path: Path) -> None:
+    attention = {"train": {"method": "pq", "codewords": 4, "keep_ratio": 0.4}}
+    out = merge(run_quietly(make(attention=attention), cache).output, tmp_path / "merged")
+    assert not any("longspan" in name or "codebook" in name for name in tensors(out))
+
+
+def test_a_routed_run_is_merged_only_when_asked(make: Make, cache: Path, tmp_path: Path) -> None:
+    recipe = make(ffn={"train": {"method": "routed"}})
+    result = run_quietly(recipe, cache, evaluate=True)
+    with pytest.raises(ValueError, match=r"trained with ffn.train: routed \(2 of 4 blocks\).*--dense"):
+        merge(result.output, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    said = CliRunner().invoke(app, ["merge", str(result.output), str(tmp_path / "merged"), "--dense"])
+    assert said.exit_code == 0
+    assert result.held_out_after is not None  # evaluation is dense, too
+    assert f"held-out loss with all blocks: {result.held_out_after:.4f}" in said.output
+    assert not any("router" in name for name in tensors(tmp_path / "merged"))

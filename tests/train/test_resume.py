@@ -26,6 +26,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "adapter": {"method": "none"},
         "memory": {"recompute": "layer"},
     },
+    "codebooks and routers beside an adapter, a ramp": {
+        "trainer": {"steps": 7, "accumulate": 2},
+        "adapter": {"method": "lora", "rank": 2, "also_train": ["norms"]},
+        "attention": {"train": {"method": "pq", "codewords": 4, "keep_ratio": 0.4, "refresh_every": 2}},
+        "ffn": {"train": {"method": "routed", "ramp_steps": 6}},
+    },
+    "codebooks and routers beside all weights in bfloat16": {
+        "trainer": {"steps": 5},
+        "dtype": "bfloat16",
+        "adapter": {"method": "none"},
+        "attention": {"train": {"method": "pq", "codewords": 4, "keep_ratio": 0.4, "refresh_every": 1}},
+        "ffn": {"train": {"method": "routed"}},
+    },
     "lora in bfloat16, stretched positions": {
         "trainer": {"steps": 5},
         "dtype": "bfloat16",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longspan.adapters.base import AdapterMethod
+from longspan.adapters.base import TENSORS, AdapterMethod
 from longspan.adapters.lora import LoraAdapter
 from longspan.adapters.none import NoAdapter
 from longspan.registry import reserve
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 reserve("adapters", "bottleneck", "prefix")
 
-__all__ = ["AdapterMethod", "LoraAdapter", "NoAdapter", "attach", "load", "merge", "save"]
+__all__ = ["TENSORS", "AdapterMethod", "LoraAdapter", "NoAdapter", "attach", "load", "merge", "save"]
 
 # Public function -> the module that defines it, named differently: a submodule would shadow the function.
 _LAZY = {"attach": "attaching", "load": "files", "merge": "merging", "save": "files"}

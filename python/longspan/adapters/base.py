@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from longspan.registry import Method
 
+TENSORS = "longspan.safetensors"  # beside an adapter or a model: what trains in full, and what methods keep
+
 
 class AdapterMethod(Method):
     """Config of an adapter: which new parameters are added to the model."""

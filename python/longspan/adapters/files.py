@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT's own files, and ``longspan.safetensors`` beside them for what trains in full."""
+"""Adapters on disk: PEFT's own files, and ``longspan.safetensors`` for what trains in full and what methods keep."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from longspan.adapters.attaching import TRAINED, mark_trained
+from longspan.adapters.base import TENSORS
 from longspan.folders import sync_path
+from longspan.nn.beside import beside_tensors, check_beside, take_beside
 
 CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
-TENSORS = "longspan.safetensors"
-# Key of the adapter file's metadata: names of the tensors that must be in TENSORS.
-ALSO_TRAINED = "longspan.also_trained"
+# Keys of the adapter file's metadata: names of the tensors that must be in TENSORS, the model's own and of methods.
+ALSO_TRAINED, BESIDE = "longspan.also_trained", "longspan.beside"
 
 
 def save(model: Any, folder: str | Path) -> None:
-    """Write the adapter of a ``PeftModel`` in PEFT's format, and the embeddings and norms that train beside
-    it.
+    """Write the adapter of a ``PeftModel`` in PEFT's format, the embeddings and norms that train beside it, and what
+    methods keep in a patched model (codebooks, routers).
 
     The folder may exist; each file is written to a temporary name, synced and renamed. Plain PEFT loads the
     adapter from it and ignores the rest. Raises ``ValueError`` for a model without adapter.
@@ -42,15 +43,16 @@ def save(model: Any, folder: str | Path) -> None:
         model.save_pretrained(staging, save_embedding_layers=False)
         parameters = dict(base.named_parameters())
         trained = {name: parameters[name].detach().cpu().contiguous() for name in names}
+        kept = beside_tensors(base)
         with safe_open(staging / ADAPTER, "pt") as stream:
             metadata = dict(stream.metadata() or {})
-        metadata[ALSO_TRAINED] = json.dumps(list(names))
+        metadata |= {ALSO_TRAINED: json.dumps(list(names)), BESIDE: json.dumps(sorted(kept))}
         save_file(load_file(staging / ADAPTER), staging / ADAPTER, metadata)
-        if trained:
-            save_file(trained, staging / TENSORS, {"format": "pt"})
+        if trained or kept:
+            save_file(trained | kept, staging / TENSORS, {"format": "pt"})
         for path in sorted(staging.iterdir()):
             _publish(path, folder / path.name)
-    if not names:
+    if not trained and not kept:
         (folder / TENSORS).unlink(missing_ok=True)
     sync_path(folder)
 
@@ -58,9 +60,9 @@ def save(model: Any, folder: str | Path) -> None:
 def load(model: Any, folder: str | Path) -> Any:
     """Read what :func:`save` wrote into ``model`` and return the ``PeftModel``.
 
-    ``model`` is the base model, or the same model with the same adapter attached. Raises
-    ``FileNotFoundError`` for missing files and ``ValueError`` naming any tensor that is missing, unknown or
-    of another shape, before anything is changed.
+    ``model`` is the base model, or the same model with the same adapter attached. What methods keep goes into a model
+    that is patched with them, and is left out for one that is not. Raises ``FileNotFoundError`` for missing files and
+    ``ValueError`` naming any tensor that is missing, unknown or of another shape, before anything is changed.
     """
     from peft import (
         LoraConfig,
@@ -75,11 +77,18 @@ def load(model: Any, folder: str | Path) -> Any:
     for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
-    names = also_trained(folder)
-    trained = load_file(folder / TENSORS) if (folder / TENSORS).is_file() else {}
+    names, kept_names = also_trained(folder), _named(folder, BESIDE)
+    found = load_file(folder / TENSORS) if (folder / TENSORS).is_file() else {}
+    trained = {name: tensor for name, tensor in found.items() if name not in kept_names}
+    kept = {name: found[name] for name in kept_names if name in found}
     base = base_of(model, "load") if isinstance(model, PeftModel) else model
     parameters = dict(base.named_parameters())
     _compare(folder / TENSORS, trained, {name: parameters.get(name) for name in names})
+    if len(kept) < len(kept_names):
+        raise ValueError(f"{folder / TENSORS}: tensor {min(set(kept_names) - set(kept))} is missing")
+    restores = bool(kept) and bool(beside_tensors(base))
+    if restores:
+        check_beside(base, kept, str(folder / TENSORS))
     state = load_file(folder / ADAPTER)
     attached = isinstance(model, PeftModel)
     if not isinstance(model, PeftModel):
@@ -97,18 +106,24 @@ def load(model: Any, folder: str | Path) -> Any:
     with torch.no_grad():
         for name in names:
             parameters[name].copy_(trained[name])
+    if restores:
+        take_beside(base, kept)
     mark_trained(base, names)
     return model
 
 
 def also_trained(folder: str | Path) -> tuple[str, ...]:
-    """Names of the tensors that a saved adapter needs from ``longspan.safetensors``; () for plain PEFT
+    """Names of the model's own tensors that a saved adapter needs from ``longspan.safetensors``; () for plain PEFT
     adapters.
     """
+    return _named(Path(folder), ALSO_TRAINED)
+
+
+def _named(folder: Path, key: str) -> tuple[str, ...]:
     from safetensors import safe_open
 
-    with safe_open(Path(folder) / ADAPTER, "pt") as stream:
-        return tuple(json.loads((stream.metadata() or {}).get(ALSO_TRAINED, "[]")))
+    with safe_open(folder / ADAPTER, "pt") as stream:
+        return tuple(json.loads((stream.metadata() or {}).get(key, "[]")))
 
 
 def base_of(model: Any, doing: str) -> Any:

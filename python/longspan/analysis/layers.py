@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,15 +55,24 @@ class Subject:
 
     def rows(self, *, held_out: bool = False) -> Any:
         """The recipe's rows. Raises ValueError where held-out ones are asked for and there are none."""
-        train, other = data.build(
-            self.recipe.data,
-            self.tokenizer,
-            self.recipe.seed,
-            vocab_size=self.model.get_input_embeddings().num_embeddings,
-        )
-        if held_out and not other:
-            raise ValueError("data.held_out is 0, and recall and losses are measured on held-out rows; set a share")
-        return other if held_out else train
+        return rows_of(self.recipe, self.model, self.tokenizer, held_out=held_out)
+
+
+def rows_of(recipe: Recipe, model: Any, tokenizer: Any, *, held_out: bool = False) -> Any:
+    """A recipe's rows. Raises ValueError where held-out ones are asked for and there are none."""
+    size = model.get_input_embeddings().num_embeddings
+    train, other = data.build(recipe.data, tokenizer, recipe.seed, vocab_size=size)
+    if held_out and not other:
+        raise ValueError("data.held_out is 0, and what is measured is measured on held-out rows; set a share")
+    return other if held_out else train
+
+
+def text_row(path: Path, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
+    """The first tokens of a text file, as a row of the recipe's length. Raises ValueError for one without any."""
+    ids = tokenizer(path.read_text(encoding="utf-8")).input_ids[: recipe.data.length]
+    if not ids:
+        raise ValueError(f"{path} holds no token")
+    return {"input_ids": ids, "labels": ids, "doc_lengths": [len(ids)]}
 
 
 def bare(recipe: Recipe) -> Recipe:
@@ -108,9 +118,9 @@ def watching(subject: Subject, numbers: tuple[int, ...], see: Callable[[Input], 
 
 
 @torch.no_grad()
-def run(subject: Subject, row: Any) -> None:
+def run(model: Any, row: Any) -> None:
     """The decoder over one row of data, without its head."""
     batch = data.collate([row])
     batch.pop("labels")
-    base = causal_model(subject.model)
+    base = causal_model(model)
     base.get_decoder()(**{k: v.to(base.device) if torch.is_tensor(v) else v for k, v in batch.items()}, use_cache=False)

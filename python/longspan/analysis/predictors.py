@@ -173,7 +173,7 @@ def train(subject: Subject, settings: Settings) -> Iterator[Progress | Predictor
         losses.clear()
         remembered.append({})
         with layers.watching(subject, subject.chosen, learn):
-            layers.run(subject, rows[order[step % len(order)]])
+            layers.run(subject.model, rows[order[step % len(order)]])
         for again in torch.randint(len(remembered), (settings.replays,), generator=generator).tolist():
             for number, lesson in remembered[again].items():
                 predictors[number].learn(lesson, settings.rate(step))

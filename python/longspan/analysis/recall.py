@@ -48,7 +48,7 @@ def keep(subject: Subject, row: Any, predictors: PredictorFile | None = None) ->
             found.predicted[given.number] = chosen(predicted, given)
 
     with layers.watching(subject, subject.chosen, see):
-        layers.run(subject, row)
+        layers.run(subject.model, row)
     return found
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from longspan.attention.base import AttentionMethod
 from longspan.attention.full import FullAttention
+from longspan.attention.pq import PQAttention
 from longspan.attention.s2 import S2Attention
 from longspan.attention.window import WindowAttention
-from longspan.registry import reserve
 
-reserve("attention", "pq")
-
-__all__ = ["AttentionMethod", "FullAttention", "S2Attention", "WindowAttention"]
+__all__ = ["AttentionMethod", "FullAttention", "PQAttention", "S2Attention", "WindowAttention"]

@@ -29,7 +29,8 @@ def _subject(recipe: Path, changes: list[str] | None) -> Any:
     return subject_of(loaded, *prepare(bare(loaded)))
 
 
-def _writable(out: Path, suffix: str, overwrite: bool) -> None:
+def check_writable(out: Path, suffix: str, overwrite: bool) -> None:
+    """Raises ValueError for a name of another kind, or of a file that exists."""
     if out.suffix != suffix:
         raise ValueError(f"--out {out} must end in {suffix}")
     if out.exists() and not overwrite:
@@ -50,7 +51,7 @@ def train_predictor(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Train predictors of the block scores of a frozen model, and measure their recall on held-out rows."""
-    _writable(out, ".safetensors", overwrite)
+    check_writable(out, ".safetensors", overwrite)
     from dataclasses import replace
 
     from longspan.analysis import predictors, recall
@@ -85,7 +86,7 @@ def thresholds(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Search a threshold for each layer: one sweep of finite differences of loss and cost."""
-    _writable(out, ".json", overwrite)
+    check_writable(out, ".json", overwrite)
     from longspan.analysis import thresholds as searching
 
     subject = _subject(recipe, changes)
@@ -117,8 +118,8 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if it exists.")] = False,
 ) -> None:
     """Draw which blocks of a text each layer keeps, and print the predictor's recall of them."""
-    _writable(out, ".png", overwrite)
-    from longspan.analysis import recall
+    check_writable(out, ".png", overwrite)
+    from longspan.analysis import layers, recall
     from longspan.patch.tokens.predictor_file import read_predictor
     from longspan.tokens.lemo import UNTRAINED
 
@@ -126,22 +127,13 @@ def inspect(
     named = subject.method.predictor
     path = predictor or (Path(named).expanduser() if named and named != UNTRAINED else None)
     file = None if path is None else read_predictor(path)
-    kept = recall.keep(subject, _row(subject, text), file)
+    row = layers.text_row(text, subject.tokenizer, subject.recipe) if text else subject.rows(held_out=True)[0]
+    kept = recall.keep(subject, row, file)
     recall.draw(kept, out, f"blocks of {subject.method.block} tokens, {subject.method.keep_ratio:g} of them kept")
     console = Console()
     if kept.predicted:
         console.print(_recalls({number: kept.recall(number) for number in kept.predicted}, None))
     console.print(f"drawn to {out}", soft_wrap=True)
-
-
-def _row(subject: Any, text: Path | None) -> dict[str, Any]:
-    if text is None:
-        row: dict[str, Any] = subject.rows(held_out=True)[0]
-        return row
-    ids = subject.tokenizer(text.read_text(encoding="utf-8")).input_ids[: subject.recipe.data.length]
-    if not ids:
-        raise ValueError(f"--text {text} holds no token")
-    return {"input_ids": ids, "labels": ids, "doc_lengths": [len(ids)]}
 
 
 def _recalls(shares: dict[int, float], widths: dict[int, tuple[int, ...]] | None) -> Table:

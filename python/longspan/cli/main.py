@@ -12,6 +12,7 @@ from longspan.cli.errors import Group
 from longspan.cli.evaluate import evaluate
 from longspan.cli.lemo import lemo
 from longspan.cli.plan import plan
+from longspan.cli.spt import spt
 from longspan.cli.train import merge, train
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(merge)
 app.add_typer(lemo, name="lemo")
+app.add_typer(spt, name="spt")
 
 
 @app.command()

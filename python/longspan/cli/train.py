@@ -73,6 +73,7 @@ def _summary(recipe: Any) -> dict[str, str]:
         "attention": f"train {_method(recipe.attention.train)}; prefill {_method(recipe.attention.prefill)}; "
         f"decode {_method(recipe.attention.decode)}",
         "tokens": _method(recipe.tokens),
+        "ffn": f"train {_method(recipe.ffn.train)}; eval {recipe.ffn.eval}",
         "positions": _method(recipe.positions),
         "adapter": _method(recipe.adapter),
         "update": _method(recipe.update.engine),
@@ -97,8 +98,15 @@ def merge(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Also for a routed run: a model of all blocks.")] = False,
 ) -> None:
     """Write what a run trained as a plain transformers checkpoint."""
+    from longspan.train.merge import dense_loss, routed_run
     from longspan.train.merge import merge as write
 
-    Console().print(f"merged into {write(run, out, overwrite=overwrite)}", highlight=False, soft_wrap=True)
+    console, merged = Console(), write(run, out, overwrite=overwrite, dense=dense)
+    console.print(f"merged into {merged}", highlight=False, soft_wrap=True)
+    if dense and routed_run(run):
+        loss = dense_loss(run, merged)
+        said = "the run has no held-out rows" if loss is None else f"held-out loss with all blocks: {loss:.4f}"
+        console.print(said, highlight=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from longspan.ffn.dense import DenseFeedForward, FeedForwardMethod
-from longspan.registry import reserve
+from longspan.ffn.base import FeedForwardMethod
+from longspan.ffn.dense import DenseFeedForward
+from longspan.ffn.routed import RoutedFeedForward
 
-reserve("ffn", "routed")
-
-__all__ = ["DenseFeedForward", "FeedForwardMethod"]
+__all__ = ["DenseFeedForward", "FeedForwardMethod", "RoutedFeedForward"]

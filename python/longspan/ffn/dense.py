@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from longspan.registry import Method, register
-
-
-class FeedForwardMethod(Method):
-    """Config of a feed-forward method: which weight blocks are computed."""
-
-    phases: ClassVar[tuple[str, ...]] = ("train", "eval")
+from longspan.ffn.base import FeedForwardMethod
+from longspan.registry import register
 
 
 @register("ffn", "dense")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from longspan import ops
-from longspan.patch import backend, probe
-from longspan.patch.backend import OPTIONS, AttentionOptions, Observed
+from longspan.patch import backend, pq, probe
+from longspan.patch.backend import OPTIONS, AttentionOptions, Chooser, Observed
 from longspan.recipe import Recipe
 
 # Where attention modules keep their dropout probability.
@@ -66,10 +66,11 @@ def install(root: nn.Module, model: Any, recipe: Recipe) -> AttentionPatch:
         model.set_attn_implementation(backend.NAME)
         modules = _observe(model, expected)
         names = {id(module): name for name, module in model.named_modules()}
-        options = _options(recipe)
+        for module in modules:
+            _refuse_dropout(names[id(module)], module)
+        options = _options(recipe, pq.install(model, recipe, modules))
         for module in modules:
             path = names[id(module)]
-            _refuse_dropout(path, module)
             setattr(module, OPTIONS, replace(options, path=path))
             done.paths[path] = _describe(options)
     except BaseException:
@@ -80,6 +81,7 @@ def install(root: nn.Module, model: Any, recipe: Recipe) -> AttentionPatch:
 
 def remove(root: nn.Module, done: AttentionPatch) -> None:
     """Undo :func:`install`; settings changed on ``model.config`` since then are kept."""
+    pq.remove(root)
     for module in root.modules():
         if OPTIONS in module.__dict__:
             delattr(module, OPTIONS)
@@ -146,9 +148,10 @@ def _with_hooks(model: nn.Module, see: Callable[[str, nn.Module, Any, Any], Any]
             handle.remove()
 
 
-def _observe(model: nn.Module, expected: dict[str, Tensor]) -> list[nn.Module]:
+def _observe(model: nn.Module, expected: dict[str, Tensor]) -> dict[nn.Module, tuple[int, int]]:
     """The attention modules, in order, found by running the model with full attention and compared with
-    before. Each is given what it was given before: in half precision the differences of many layers would add up.
+    before; with their key heads and head size. Each is given what it was given before: in half precision the
+    differences of many layers would add up.
     """
     observed = Observed()
     errors: dict[str, float] = {}
@@ -182,14 +185,16 @@ def _observe(model: nn.Module, expected: dict[str, Tensor]) -> list[nn.Module]:
             f"{path} of {name} computes something else than longspan's attention engine (relative difference "
             f"{error:.1e} on {probe.TOKENS} tokens), which the engine does not know; it is not served"
         )
-    return list(dict.fromkeys(observed.modules))
+    return observed.modules
 
 
-def _options(recipe: Recipe) -> AttentionOptions:
+def _options(recipe: Recipe, choosers: Mapping[str, Chooser]) -> AttentionOptions:
     """Patterns for the recipe; a group size that follows from the length is fixed here, once."""
-    length = recipe.data.length
-    section = recipe.attention
-    train, prefill, decode = (method.pattern(length) for method in (section.train, section.prefill, section.decode))
+    length, section = recipe.data.length, recipe.attention
+    train, prefill, decode = (
+        choosers[phase] if phase in choosers else getattr(section, phase).pattern(length)
+        for phase in ("train", "prefill", "decode")
+    )
     return AttentionOptions("", train, prefill, decode)
 
 
@@ -218,5 +223,5 @@ def _describe(options: AttentionOptions) -> str:
     return f"attention: {train}" if train == prefill == decode else f"attention: {train} in training, {inference}"
 
 
-def _short(pattern: ops.AttentionPattern) -> str:
+def _short(pattern: ops.AttentionPattern | Chooser) -> str:
     return repr(pattern).removeprefix("AttentionPattern.").replace("(causal=True)", "").replace("causal=True, ", "")

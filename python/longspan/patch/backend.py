@@ -7,7 +7,7 @@ name and keep separate options, and a copy of a model keeps its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,27 @@ class Observed:
     pass.
     """
 
-    modules: list[nn.Module] = field(default_factory=list)
+    modules: dict[nn.Module, tuple[int, int]] = field(default_factory=dict)
+    """With the number of key heads and the head size of each."""
     extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of an attention module says beside its tensors: as the arguments of `ops.attention`."""
+
+    path: str
+    layout: ops.TokenLayout | None
+    scale: float | None
+    softcap: float | None
+    window: int | None
+
+
+class Chooser(Protocol):
+    """Stands in for a pattern where the pairs follow from queries and keys."""
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """q [B,H,T,D], k and v [B,K,S,D] -> [B,H,T,D]."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +79,12 @@ class AttentionOptions:
     """
 
     path: str
-    train: ops.AttentionPattern
-    prefill: ops.AttentionPattern
-    decode: ops.AttentionPattern
+    train: ops.AttentionPattern | Chooser
+    prefill: ops.AttentionPattern | Chooser
+    decode: ops.AttentionPattern | Chooser
     observed: Observed | None = None
 
-    def choose(self, training: bool, queries: int, keys: int) -> ops.AttentionPattern:
+    def choose(self, training: bool, queries: int, keys: int) -> ops.AttentionPattern | Chooser:
         """The pattern of this call: training, one token after a cache, or anything else."""
         if training:
             return self.train
@@ -108,21 +127,27 @@ def attention_forward(
             "call longspan.patch(model, recipe)"
         )
     if options.observed is not None:
-        _observe(options.observed, module, kwargs)
+        _observe(options.observed, module, key, kwargs)
     _refuse(options.path, module, query, key, value, dropout, is_causal, kwargs)
     spec = spec_of(options.path, attention_mask)
     spec.check(query, key, options.path)
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    layout = spec.layout(query.device, kwargs.get("cu_seq_lens_q"), kwargs.get("position_ids"))
+    call = Call(options.path, layout, scaling, softcap or None, spec.window)
+    pattern = options.choose(module.training, query.shape[2], key.shape[2])
+    query, key, value = _dense(query), _dense(key), _dense(value)
+    if not isinstance(pattern, ops.AttentionPattern):
+        return pattern.attend(module, query, key, value, call).transpose(1, 2), None
     out = ops.attention(
-        _dense(query),
-        _dense(key),
-        _dense(value),
-        options.choose(module.training, query.shape[2], key.shape[2]),
-        layout=spec.layout(query.device, kwargs.get("cu_seq_lens_q"), kwargs.get("position_ids")),
+        query,
+        key,
+        value,
+        pattern,
+        layout=layout,
         scale=scaling,
-        softcap=softcap or None,
+        softcap=call.softcap,
         model_window=spec.window,
     )
     assert isinstance(out, Tensor)
@@ -134,8 +159,8 @@ def _dense(heads: Tensor) -> Tensor:
     return heads if heads.stride(-1) == 1 or heads.shape[-1] == 1 else heads.contiguous()
 
 
-def _observe(observed: Observed, module: nn.Module, kwargs: dict[str, Any]) -> None:
-    observed.modules.append(module)
+def _observe(observed: Observed, module: nn.Module, key: Tensor, kwargs: dict[str, Any]) -> None:
+    observed.modules[module] = key.shape[1], key.shape[3]
     for name, value in kwargs.items():
         if name not in _EXPECTED and name not in _REFUSED and value is not None and value is not False:
             observed.extra.setdefault(name, type(value).__name__)

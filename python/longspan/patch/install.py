@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from longspan.patch import attention, layers, loss
+from longspan.patch import attention, layers, loss, pq, steps
 from longspan.patch.heads import SEGMENT
 from longspan.patch.report import PatchReport
 from longspan.recipe import Recipe
@@ -66,9 +66,11 @@ def patch(model: nn.Module, recipe: Recipe | Mapping[str, Any]) -> PatchReport:
         else:
             setting = "lean.keep_logits is true" if recipe.lean.loss else "lean.loss is false"
             report.skipped["lean.loss"] = f"{setting} in the recipe: transformers computes the loss"
+        pq.forget(base)
     except BaseException:
         layers.remove(base)
         attention.remove(model, done.attention)
+        steps.remove(base)
         raise
     setattr(base, PATCHED, done)
     report._undo = partial(unpatch, model)
@@ -86,6 +88,7 @@ def unpatch(model: nn.Module) -> None:
         loss.remove(base)
     layers.remove(base)
     attention.remove(model, done.attention)
+    steps.remove(base)
 
 
 def causal_model(model: nn.Module) -> Any:

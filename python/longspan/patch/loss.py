@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.patch import heads, probe
+from longspan.patch import heads, probe, steps
 from longspan.patch.heads import LogitTransform
 from longspan.patch.tokens.state import SIGNALS, Signals
 
@@ -89,6 +89,10 @@ def _fused(model: Any, state: LossState, labels: Tensor | None, shifted: Tensor 
     if signals is not None and signals.wants_losses:
         signals.losses = heads.token_losses(head, hidden, targets, state.transform, ignore_index=ignore_index)
     loss = heads.head_loss(head, hidden, targets, state.transform, ignore_index=ignore_index, num_items=num_items)
+    counter = steps.steps_of(model.get_decoder())
+    if counter is not None:
+        counted: Tensor | float = 1.0 if num_items is None else (targets != ignore_index).sum() / num_items
+        loss = counter.losses.heard(loss, counted)
     fields = {name: value for name, value in output.items() if name not in ("loss", "logits")}
     output = type(output)(loss=loss, **fields)
     return output.to_tuple() if as_tuple else output

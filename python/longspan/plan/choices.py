@@ -34,9 +34,11 @@ def choices(subject: Subject, now: Prediction | None = None) -> Iterator[Choice]
     for name in OFFLOAD if subject.patched and subject.machine.device == "cuda" else ():
         if name != recipe.memory.offload:
             yield _changed(subject, f"memory.offload: {name}", {"memory.offload": name})
-    for method in ("full", "s2"):
+    for method in ("full", "s2", "pq") if subject.patched else ("full", "s2"):
         if method != recipe.attention.train.method:
             yield _changed(subject, f"attention.train: {method}", {"attention.train": {"method": method}})
+    if subject.patched and recipe.ffn.train.method == "dense":
+        yield _changed(subject, "ffn.train: routed", {"ffn.train": {"method": "routed"}})
     for method in ("none", "lemo") if subject.patched else ():
         if method != recipe.tokens.method:
             yield _changed(subject, f"tokens: {method}", {"tokens": {"method": method}})

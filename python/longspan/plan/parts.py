@@ -15,6 +15,7 @@ PARTS = (PROJECTIONS, ATTENTION, FEED_FORWARD, STREAM, LOSS, OTHER)
 
 # By the first word of longspan's ops; what lora_linear makes depends on its weights.
 _OPS = {"attention": ATTENTION, "glu": FEED_FORWARD, "rope": PROJECTIONS, "norm": STREAM, "linear": LOSS}
+_OPS |= {"pq": ATTENTION, "topl": ATTENTION, "adc": ATTENTION, "list": ATTENTION, "grouped": FEED_FORWARD}
 
 
 class Parts:

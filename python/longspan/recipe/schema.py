@@ -55,10 +55,17 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        try:
-            self.attention.train.check(self.data.length)
-        except ValueError as error:
-            raise ValueError(f"attention.train: {error}; data.length is {self.data.length}") from None
+        for phase in ("train", "prefill", "decode"):
+            try:
+                getattr(self.attention, phase).check(self.data.length)
+            except ValueError as error:
+                raise ValueError(f"attention.{phase}: {error}; data.length is {self.data.length}") from None
+        mlp = getattr(self.tokens, "mlp", "dense")
+        if self.ffn.train.method == "routed" and mlp not in ("dense", "skip"):
+            raise ValueError(
+                f"ffn.train routed and tokens.mlp {mlp} both choose what the feed-forward computes; use "
+                "tokens.mlp: dense"
+            )
         if self.trainer.warmup > self.trainer.steps:
             raise ValueError(f"trainer.warmup {self.trainer.warmup} is larger than trainer.steps {self.trainer.steps}")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from longspan.attention import AttentionMethod, FullAttention
 from longspan.ffn import DenseFeedForward, FeedForwardMethod
@@ -15,6 +15,7 @@ from longspan.updates import AdamW, UpdateEngine, UpdateTransform
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
 OFFLOAD = ("none", "cpu")
 AUTO = "auto"
+FFN_EVAL = ("dense", "routed")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -27,10 +28,25 @@ class AttentionSection(Config):
 
 
 class FeedForwardSection(Config):
-    """Which weight blocks are computed while training and while evaluating."""
+    """Which weight blocks are computed while training; ``eval`` routed evaluates and generates with the same ones."""
 
-    train: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn", "train")] = DenseFeedForward()
-    eval: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn", "eval")] = DenseFeedForward()
+    train: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn")] = DenseFeedForward()
+    eval: str = "dense"
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _eval(cls, given: Any) -> str:
+        if isinstance(given, dict) and set(given) == {"method"}:
+            given = given["method"]
+        return choose("ffn.eval", given, FFN_EVAL)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeedForwardSection:
+        if self.eval != "dense" and self.train.method != self.eval:
+            raise ValueError(
+                f"eval is {self.eval}, and train is {self.train.method}: give train: {{method: {self.eval}}}"
+            )
+        return self
 
 
 def _none_yet(what: str) -> Any:

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 
-def build_optimizer(engine: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of `recipe.update.engine` over the parameters that train.
+def build_optimizer(
+    engine: Any, parameters: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of `recipe.update.engine` over the parameters that train; `undecayed` have no weight decay.
 
     Parameters in bfloat16 are stepped through float32 masters (see `MasterWeights`). Raises ValueError if
     nothing trains or if the engine has no optimizer here.
@@ -19,10 +21,23 @@ def build_optimizer(engine: Any, parameters: Iterable[nn.Parameter]) -> torch.op
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise ValueError("no parameter of the model trains; check recipe.adapter")
-    make = _factory(engine)
+    alone = {id(parameter) for parameter in undecayed}
+    make = functools.partial(_grouped, _factory(engine), [id(parameter) in alone for parameter in trained])
     if any(parameter.dtype != torch.float32 for parameter in trained):
         return MasterWeights(trained, make)
     return make(trained)
+
+
+def _grouped(
+    make: Callable[[list[Any]], torch.optim.Optimizer], plain: list[bool], parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Two groups where some parameters have no weight decay, else one."""
+    if not any(plain):
+        return make(parameters)
+    decayed = [p for p, alone in zip(parameters, plain, strict=True) if not alone]
+    others = [p for p, alone in zip(parameters, plain, strict=True) if alone]
+    groups = [{"params": decayed}] if decayed else []
+    return make([*groups, {"params": others, "weight_decay": 0.0}])
 
 
 def _factory(engine: Any) -> Callable[[list[Any]], torch.optim.Optimizer]:
@@ -51,16 +66,19 @@ class MasterWeights(torch.optim.Optimizer):
     A step of bfloat16 weights smaller than their spacing would be lost; here the step happens in float32 and
     its result is rounded into the model. Gradients are moved into the float32 copies as soon as backward has
     finished with a parameter, so accumulation over micro-batches is float32 too, and `parameter.grad` is
-    always None.
+    always None. A parameter that is float32 already is its own master.
     """
 
     def __init__(self, parameters: list[nn.Parameter], make: Callable[[list[Any]], torch.optim.Optimizer]) -> None:
         self.trained = parameters
-        self.masters = [nn.Parameter(parameter.detach().float().clone()) for parameter in parameters]
+        self.masters = [
+            parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float().clone())
+            for parameter in parameters
+        ]
         self.inner = make(self.masters)
         self._handles = [
             parameter.register_post_accumulate_grad_hook(functools.partial(_move_gradient, master))
-            for parameter, master in zip(self.trained, self.masters, strict=True)
+            for parameter, master in self.copies
         ]
         super().__init__(self.masters, dict(self.inner.defaults))
         # One list of groups: the scheduler writes the learning rate here and the inner optimizer reads it.
@@ -73,9 +91,14 @@ class MasterWeights(torch.optim.Optimizer):
             raise ValueError("MasterWeights.step takes no closure")
         self.inner.step()
         with torch.no_grad():
-            for parameter, master in zip(self.trained, self.masters, strict=True):
+            for parameter, master in self.copies:
                 parameter.copy_(master)
         self.zero_grad()
+
+    @property
+    def copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters that are not their own masters, with those."""
+        return [(p, master) for p, master in zip(self.trained, self.masters, strict=True) if p is not master]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of the float32 copies and of the parameters."""

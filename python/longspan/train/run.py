@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, set_seed
 
 from longspan import data, folders
+from longspan.nn.beside import beside_modules
+from longspan.patch.figures import figures_of
 from longspan.patch.install import causal_model, patch
-from longspan.patch.tokens import state as tokens
 from longspan.recipe import Recipe
 from longspan.train import checkpoint, memory, planning, weights
 from longspan.train.evaluate import held_out_loss
@@ -158,6 +160,8 @@ class _Run:
             )
         if saved and saved.get("patched", True) != self.patched:
             raise ValueError(f"{self.found} was written with patched={not self.patched}; resume it the same way")
+        if not self.found:
+            look(model, rows, recipe)
         before = saved.get("held_out_before")
         if self.evaluate and not self.found:
             before = self._score(model, held_out)
@@ -169,7 +173,7 @@ class _Run:
             rows_per_step=section.batch * section.accumulate,
             rows=len(rows),
             notes=settled.note(),
-            figures=lambda: tokens.figures(causal_model(model)),
+            figures=lambda: figures_of(causal_model(model)),
         )
         if self.found:
             recorder.restore(saved["recorder"], checkpoint.step_of(self.found))
@@ -257,6 +261,22 @@ def prepare(recipe: Recipe, *, cache_dir: str | Path | None = None, patched: boo
     return model, tokenizer
 
 
+def look(model: Any, rows: Any, recipe: Recipe) -> None:
+    """Let methods that begin with what they see (codebooks, routers) see the first rows, before anything else runs."""
+    if any(True for _ in beside_modules(model)):
+        batch = data.collate([rows[index] for index in range(min(recipe.trainer.batch, len(rows)))])
+        base = causal_model(model)
+        batch = {name: value.to(base.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        batch.pop("labels")
+        was_training = model.training
+        model.train()
+        try:
+            with torch.no_grad():
+                base.get_decoder()(**batch, use_cache=False)
+        finally:
+            model.train(was_training)
+
+
 def _fingerprint(rows: Any) -> dict[str, Any]:
     """Enough of the training rows to notice that they changed: their number and a hash of three of them."""
     count = len(rows)
@@ -270,4 +290,4 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
 
 
-__all__ = ["TrainResult", "log_of", "prepare", "train"]
+__all__ = ["TrainResult", "log_of", "look", "prepare", "train"]

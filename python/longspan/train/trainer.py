@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from longspan.nn.beside import beside_parameters
 from longspan.recipe import Recipe
 from longspan.train import checkpoint, weights
 from longspan.train.optimizer import MasterWeights, build_optimizer
@@ -105,7 +106,8 @@ class LongTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             owner: Any = self.model if model is None else model
-            self.optimizer = build_optimizer(self.recipe.update.engine, owner.parameters())
+            undecayed = beside_parameters(owner)
+            self.optimizer = build_optimizer(self.recipe.update.engine, owner.parameters(), undecayed)
         return self.optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from longspan import adapters
+from longspan.nn.beside import beside_tensors, check_beside, take_beside
 from longspan.recipe import Recipe
 from longspan.train import checkpoint
 from longspan.train.model import quiet
@@ -29,10 +30,12 @@ def attach(model: Any, recipe: Recipe) -> Any:
 
 
 def save(model: Any, folder: Path, recipe: Recipe, *, use_cache: bool = True) -> None:
-    """Write the trained tensors and recipe.yaml into an existing folder.
+    """Write the trained tensors, what methods keep, and recipe.yaml into an existing folder.
 
     use_cache: what config.json of a full fine-tuning run says (Trainer turns it off in the live config).
     """
+    from safetensors.torch import save_file
+
     if recipe.adapter.method == "none":
         live = model.config.use_cache
         model.config.use_cache = use_cache
@@ -41,6 +44,9 @@ def save(model: Any, folder: Path, recipe: Recipe, *, use_cache: bool = True) ->
                 model.save_pretrained(folder)
         finally:
             model.config.use_cache = live
+        kept = beside_tensors(model)
+        if kept:
+            save_file(kept, folder / adapters.TENSORS, {"format": "pt"})
     else:
         adapters.save(model, folder)
     (folder / checkpoint.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
@@ -51,17 +57,25 @@ def load(model: nn.Module, folder: Path, recipe: Recipe) -> None:
 
     Raises ValueError naming a tensor that is missing or of another shape.
     """
-    if recipe.adapter.method == "none":
-        load_full(model, folder)
-    else:
+    from safetensors.torch import load_file
+
+    if recipe.adapter.method != "none":
         adapters.load(model, folder)
+        return
+    own, path = beside_tensors(model), folder / adapters.TENSORS
+    if own:
+        kept = load_file(path) if path.is_file() else {}
+        check_beside(model, kept, str(path))
+    load_full(model, folder)
+    if own:
+        take_beside(model, kept)
 
 
 def load_full(model: nn.Module, folder: Path) -> None:
     """Copy a plain checkpoint into `model`; ValueError names a missing, unknown or misshapen tensor."""
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != adapters.TENSORS]
     if not files:
         raise FileNotFoundError(f"{folder} holds no *.safetensors file")
     found: dict[str, torch.Tensor] = {}

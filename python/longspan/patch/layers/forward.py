@@ -6,19 +6,23 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from longspan import ops
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import LayerFamily
-from longspan.patch.layers.layer import Layer, apply_norm
+from longspan.patch.layers.layer import Layer
 from longspan.patch.layers.offload import Offload, checkpointed
 from longspan.patch.layers.rotation import Rotations
 from longspan.patch.tokens.layer import KeptLayer
 from longspan.patch.tokens.state import Choice, LayerTokens
+
+if TYPE_CHECKING:
+    from longspan.patch.routed.feed_forward import LayerRoute
 
 STATE = "_longspan_layer"
 
@@ -37,6 +41,7 @@ class LayerState:
     recompute: str = "none"
     offload: Offload | None = None
     tokens: LayerTokens | None = None
+    route: LayerRoute | None = None
     rotations: Rotations = field(default_factory=Rotations)
     judge: Callable[[Tensor, Tensor, Tensor], None] | None = None  # while patching: (given, expected, hidden)
 
@@ -75,7 +80,7 @@ def _run(layer: Any, chosen: Choice | None, *args: Any, **kwargs: Any) -> Tensor
     if state.judge is not None:
         stock: Tensor = _stock(layer)(layer, *args, **kwargs)
         hidden, rest = _split(state, given)
-        state.judge(Layer(layer, state, "none").run(hidden, rest), stock, hidden)
+        state.judge(Layer(layer, replace(state, route=None), "none").run(hidden, rest), stock, hidden)
         return stock
     training = layer.training and (chosen is not None or torch.is_grad_enabled())
     kind: Any = Layer
@@ -115,4 +120,4 @@ def lean_norm(self: Any, x: Tensor) -> Tensor:
     """The forward of a norm that stands between layers: the last one of a model."""
     spec = parts.norm_parameters(self)
     assert spec is not None
-    return apply_norm(spec, x)
+    return ops.apply_norm(spec, x)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.patch import probe
+from longspan.patch import probe, routed
 from longspan.patch.layers import parts
 from longspan.patch.layers.families import FAMILIES, LayerFamily
 from longspan.patch.layers.forward import STATE, lean_forward, lean_norm, state_of
@@ -50,35 +50,61 @@ def install(model: Any, recipe: Recipe) -> LayersPatch:
                 f"tokens.{recipe.tokens.method} is done by longspan's decoder layers, and lean.norm, mlp, rope and "
                 "lora are all false in the recipe; set one of them true"
             )
+        if recipe.ffn.train.method != "dense":
+            raise ValueError(
+                f"ffn.train {recipe.ffn.train.method} is done by longspan's decoder layers, and lean.norm, mlp, rope "
+                "and lora are all false in the recipe; set one of them true"
+            )
         return done
     offload = None if memory.offload == "none" else Offload(CudaMover())
     shared = {"recompute": memory.recompute, "offload": offload, "rotations": Rotations()}
     layers = _decoder_layers(model)
+    served, reasons = _served(layers)
     eliminated = tokens.layers_of(recipe, model, layers)
-    for path, layer in layers:
-        family = FAMILIES.get(type(layer).__name__)
-        reason = _why_not(layer, family)
-        if path in eliminated and reason is not None:
-            raise ValueError(f"tokens.{recipe.tokens.method} cannot run in {path}: {reason}")
-        if reason is not None or family is None:
-            done.skipped[path] = reason or ""
-            continue
-        setattr(layer, STATE, state_of(layer, family, **wanted, **shared, tokens=eliminated.get(path)))
-        layer.forward = MethodType(lean_forward, layer)
-        done.paths[path] = _describe(wanted, memory.recompute, memory.offload)
-        if path in eliminated:
-            done.paths[path] += f"; {tokens.describe(eliminated[path].config)}"
-        done.skipped |= _left_out(path, layer, family, wanted)
-    if wanted["norm"]:
-        for path, module in _norms_between(model):
-            module.forward = MethodType(lean_norm, module)
-            done.paths[path] = "norm"
+    for what, paths in (
+        (f"tokens.{recipe.tokens.method}", eliminated),
+        (f"ffn.train {recipe.ffn.train.method}", reasons if recipe.ffn.train.method != "dense" else ()),
+    ):
+        for path in paths:
+            if path in reasons:
+                raise ValueError(f"{what} cannot run in {path}: {reasons[path]}")
+    done.skipped |= reasons
     try:
+        routes = routed.routes_of(recipe, model, served)
+        for path, layer, family in served:
+            kinds = {"tokens": eliminated.get(path), "route": routes.get(path)}
+            setattr(layer, STATE, state_of(layer, family, **wanted, **shared, **kinds))
+            layer.forward = MethodType(lean_forward, layer)
+            done.paths[path] = _describe(wanted, memory.recompute, memory.offload)
+            if path in eliminated:
+                done.paths[path] += f"; {tokens.describe(eliminated[path].config)}"
+            if path in routes:
+                done.paths[path] += f"; {routed.describe(routes[path])}"
+            done.skipped |= _left_out(path, layer, family, wanted)
+        if wanted["norm"]:
+            for path, module in _norms_between(model):
+                module.forward = MethodType(lean_norm, module)
+                done.paths[path] = "norm"
         _check(model)
     except BaseException:
         remove(model)
         raise
     return done
+
+
+def _served(
+    layers: list[tuple[str, nn.Module]],
+) -> tuple[list[tuple[str, nn.Module, LayerFamily]], dict[str, str]]:
+    """The layers that are ours to run, with their families; and by path why the others are not."""
+    served, reasons = [], {}
+    for path, layer in layers:
+        family = FAMILIES.get(type(layer).__name__)
+        reason = _why_not(layer, family)
+        if reason is not None or family is None:
+            reasons[path] = reason or ""
+        else:
+            served.append((path, layer, family))
+    return served, reasons
 
 
 def _check(model: Any) -> None:
@@ -113,6 +139,7 @@ def _check(model: Any) -> None:
 def remove(model: nn.Module) -> None:
     """Undo :func:`install`, also on a copy of the model."""
     tokens.remove(model)
+    routed.remove(model)
     for module in model.modules():
         if STATE in module.__dict__:
             delattr(module, STATE)

@@ -97,7 +97,7 @@ class Layer:
         named = {} if tables is None else {"position_embeddings": tables}
         z = self.norm(family.norm1, rows).unflatten(0, (self.batch, -1))
         y = attention(z, attention_mask=mask, **named, **given)[0].flatten(0, 1)
-        return self._join(y, rows, family.post1, _outside(family.drop1, family.attention))
+        return self.join(y, rows, family.post1, _outside(family.drop1, family.attention))
 
     def project(self, rotation: Rotation | None, rows: Tensor, keep: Keep) -> tuple[Tensor, ...]:
         """q, k, v in rows as their projections give them, normed and rotated; or one packed. `keep` sees all stages."""
@@ -186,7 +186,9 @@ class Layer:
 
     def feed_forward(self, rows: Tensor, residual: Tensor) -> Tensor:
         """residual + the feed-forward branch of rows [B*T,C]."""
-        family, layer = self.state.family, self.layer
+        family, layer, route = self.state.family, self.layer, self.state.route
+        if route is not None and (layer.training or route.evaluates):
+            return route.run(self, rows, residual)
         mlp = parts.attribute(layer, family.mlp) if family.mlp else None
         if not self.state.mlp or self.state.activation is None or (mlp is not None and parts.hooked(mlp)):
             return self._stock_feed_forward(rows, residual, mlp)
@@ -205,19 +207,25 @@ class Layer:
         z = self.norm(family.norm2, rows).unflatten(0, (self.batch, -1))
         if mlp is not None:
             y = mlp(z).flatten(0, 1)
-            return self._join(y, residual, family.post2, _outside(family.drop2, family.mlp))
+            return self.join(y, residual, family.post2, _outside(family.drop2, family.mlp))
         up, down = parts.attribute(layer, family.up[0]), parts.attribute(layer, family.down)
         y = down(parts.attribute(layer, family.activation)(up(z))).flatten(0, 1)
-        return self._join(y, residual, family.post2, family.drop2)
+        return self.join(y, residual, family.post2, family.drop2)
 
     def _segmented(self, rows: Tensor, residual: Tensor) -> Tensor:
         """The branch in segments of rows that are made again in the backward."""
         family = self.state.family
         found = [self._linear_of(path) for path in (*family.up, family.down)]
-        norm = parts.norm_of(parts.attribute(self.layer, family.norm2)) if self.state.norm else None
+        norm = self.norm_of(family.norm2)
         probabilities = {entry[1] for entry in found if entry is not None}
-        plain = family.post2 is None and not self._drops(family.drop2)
-        if None in found or norm is None or len(probabilities) > 1 or not plain or _autocast(rows) is not None:
+        plain = family.post2 is None and not self.drops(family.drop2)
+        if (
+            None in found
+            or norm is None
+            or len(probabilities) > 1
+            or not plain
+            or parts.autocast_dtype(rows) is not None
+        ):
             again = replace(self, recompute="none", shelf=None)
             return checkpointed(again.feed_forward, rows, residual, shelf=self.shelf)
         projections = [entry[0] for entry in found if entry is not None]
@@ -248,21 +256,21 @@ class Layer:
             z = self.norm(norm, rows)
             return tuple(self._linear(path, z, None) for path in paths)
         group, p = [projection for projection, _ in entries], entries[0][1]
-        spec = parts.norm_of(parts.attribute(self.layer, norm)) if self.state.norm else None
-        dtype = _autocast(rows)
+        spec = self.norm_of(norm)
+        dtype = parts.autocast_dtype(rows)
         if spec is None or dtype is not None:
             rows, spec = self.norm(norm, rows), None
         if dtype is not None:
-            rows, group = rows.to(dtype), [_cast(projection, dtype) for projection in group]
+            rows, group = rows.to(dtype), [parts.cast(projection, dtype) for projection in group]
         return ops.norm_lora_linear(rows, group, spec, dropout_p=p)
 
     def _add(self, path: str, x: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
         """residual + the linear layer of x, through the branch's norm and dropout where it has them."""
-        if post is None and not self._drops(drop):
+        if post is None and not self.drops(drop):
             return self._linear(path, x, residual)
-        return self._join(self._linear(path, x, None), residual, post, drop)
+        return self.join(self._linear(path, x, None), residual, post, drop)
 
-    def _join(self, y: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
+    def join(self, y: Tensor, residual: Tensor, post: str | None, drop: str | None) -> Tensor:
         """residual + y through the branch's norm and dropout."""
         return residual + self._dropout(drop, y if post is None else self.norm(post, y))
 
@@ -270,7 +278,7 @@ class Layer:
         return parts.linear_of(parts.attribute(self.layer, path), residual) if self.state.lora else None
 
     def _linear(self, path: str, x: Tensor, residual: Tensor | None) -> Tensor:
-        dtype = _autocast(x)
+        dtype = parts.autocast_dtype(x)
         fused = residual if dtype is None else None
         found = self._linear_of(path, fused)
         if found is None:
@@ -278,19 +286,24 @@ class Layer:
         else:
             projection, p = found
             if dtype is not None:
-                x, projection = x.to(dtype), _cast(projection, dtype)
+                x, projection = x.to(dtype), parts.cast(projection, dtype)
             y = ops.norm_lora_linear(x, [projection], dropout_p=p)[0]
             if fused is not None:
                 return y
         return y if residual is None else residual + y
 
+    def norm_of(self, path: str) -> ops.Norm | None:
+        """A norm whose tensors an op may use; None where its module has to be called."""
+        return parts.norm_of(parts.attribute(self.layer, path)) if self.state.norm else None
+
     def norm(self, path: str, x: Tensor) -> Tensor:
-        module = parts.attribute(self.layer, path)
-        spec = parts.norm_of(module) if self.state.norm else None
-        y: Tensor = module(x) if spec is None else apply_norm(spec, x)
+        """The norm of rows, by its module where it cannot be ours."""
+        spec = self.norm_of(path)
+        y: Tensor = parts.attribute(self.layer, path)(x) if spec is None else ops.apply_norm(spec, x)
         return y
 
-    def _drops(self, path: str | None) -> bool:
+    def drops(self, path: str | None) -> bool:
+        """Whether a branch's dropout is at work."""
         return self._probability(path) > 0
 
     def _probability(self, path: str | None) -> float:
@@ -307,23 +320,3 @@ class Layer:
 def _outside(drop: str | None, module: str | None) -> str | None:
     """The branch's dropout; None where it lies inside a module that was called and has applied it."""
     return None if drop is not None and drop.startswith(f"{module}.") else drop
-
-
-def apply_norm(spec: ops.Norm, x: Tensor) -> Tensor:
-    if spec.kind == "layer":
-        out = ops.layer_norm(x, spec.weight, spec.bias, eps=spec.eps)
-    else:
-        out = ops.rms_norm(x, spec.weight, eps=spec.eps, weight_offset=spec.weight_offset)
-    assert isinstance(out, Tensor)
-    return out
-
-
-def _autocast(x: Tensor) -> torch.dtype | None:
-    """The dtype that linear layers compute in under autocast; None outside of it."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def _cast(projection: ops.Projection, dtype: torch.dtype) -> ops.Projection:
-    bias = None if projection.bias is None else projection.bias.to(dtype)
-    return replace(projection, weight=projection.weight.to(dtype), bias=bias)

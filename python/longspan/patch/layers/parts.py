@@ -5,6 +5,7 @@ Everything is read at the time of the call: adapters come, go, merge and are swi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,18 +78,44 @@ def _saved(module: nn.Module) -> Any:
     return inner[active[0]] if len(active) == 1 else module
 
 
-def linear_of(module: nn.Module, residual: Tensor | None = None) -> tuple[ops.Projection, float] | None:
+def linear_of(
+    module: nn.Module, residual: Tensor | None = None, *, conv1d: bool = False
+) -> tuple[ops.Projection, float] | None:
     """A linear layer's tensors and its adapter's dropout probability; None where the module has to be called.
 
-    Known: ``nn.Linear``, and PEFT's LoRA around one with one active adapter, or none.
+    Known: ``nn.Linear``, and PEFT's LoRA around one with one active adapter, or none; with ``conv1d`` also GPT-2's
+    Conv1D, whose weight is given as a transposed view.
     """
-    module = _saved(module)
-    if type(module) is nn.Linear:
-        return None if hooked(module) else (ops.Projection(module.weight, module.bias, residual=residual), 0.0)
-    return None if why_not_lora(module) else _lora(module, residual)
+    found = _saved(module)
+    if type(found) is nn.Linear or (conv1d and is_conv1d(found)):
+        return None if hooked(found) else (ops.Projection(_weight(found), found.bias, residual=residual), 0.0)
+    return None if why_not_lora(found, conv1d=conv1d) else _lora(found, residual)
 
 
-def why_not_lora(module: nn.Module) -> str | None:
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of transformers that keeps its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def _weight(module: Any) -> Tensor:
+    """[out, in]."""
+    weight: Tensor = module.weight
+    return weight.mT if is_conv1d(module) else weight
+
+
+def halves(packed: ops.Projection) -> list[ops.Projection]:
+    """The two projections that one packed one holds, one after the other."""
+
+    def half(x: Tensor | None, number: int) -> Tensor | None:
+        return None if x is None else x.chunk(2)[number]
+
+    return [
+        replace(packed, weight=packed.weight.chunk(2)[i], bias=half(packed.bias, i), lora_b=half(packed.lora_b, i))
+        for i in range(2)
+    ]
+
+
+def why_not_lora(module: nn.Module, *, conv1d: bool = False) -> str | None:
     """Why a module is not a LoRA layer whose tensors the fused op may use; None when it is one."""
     try:
         from peft.tuners.lora import Linear
@@ -97,7 +124,7 @@ def why_not_lora(module: nn.Module) -> str | None:
     if type(module) is not Linear:
         return f"{type(module).__name__} is not served"
     base: Any = module.base_layer
-    if type(base) is not nn.Linear:
+    if type(base) is not nn.Linear and not (conv1d and is_conv1d(base)):
         return f"its base layer is {type(base).__name__}"
     if hooked(module) or hooked(base) or any(hooked(inner) for inner in _inner(module)):
         return "it has hooks"
@@ -124,11 +151,24 @@ def _inner(module: Any) -> list[nn.Module]:
 
 def _lora(module: Any, residual: Tensor | None) -> tuple[ops.Projection, float]:
     base: nn.Linear = module.base_layer
+    weight = _weight(base)
     active = [name for name in module.active_adapters if name in module.lora_A]
     if module.disable_adapters or module.merged or not active:
-        return ops.Projection(base.weight, base.bias, residual=residual), 0.0
+        return ops.Projection(weight, base.bias, residual=residual), 0.0
     name = active[0]
     dropout = module.lora_dropout[name]
     probability = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return ops.Projection(base.weight, base.bias, a, b, float(module.scaling[name]), residual), probability
+    return ops.Projection(weight, base.bias, a, b, float(module.scaling[name]), residual), probability
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that linear layers compute in under autocast; None outside of it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def cast(projection: ops.Projection, dtype: torch.dtype) -> ops.Projection:
+    """The projection for rows of another dtype; its adapter keeps its own."""
+    bias = None if projection.bias is None else projection.bias.to(dtype)
+    return replace(projection, weight=projection.weight.to(dtype), bias=bias)

@@ -59,7 +59,7 @@ class KeptLayer(Layer):
             return
         dropping = [name for name, module in self.layer.named_modules() if isinstance(module, nn.Dropout) and module.p]
         family = self.state.family
-        dropping += [path for path in (family.drop1, family.drop2) if self._drops(path)]
+        dropping += [path for path in (family.drop1, family.drop2) if self.drops(path)]
         if dropping:
             raise ValueError(
                 f"{where}: {dropping[0]} drops at random, and what tokens.lemo differentiates (forward: dense, mlp: "
