@@ -11,8 +11,9 @@ SHARES = {
     "attention_bwd_keys_kernel": 0.45,
     "attention_bwd_queries_kernel": 0.45,
     "lora_product_kernel": 0.60,
+    "grouped_product_kernel": 0.60,
 }
-_DEPTH = {"lora_product_kernel": 32}  # of a step of a matrix product, in the place of D
+_DEPTH = {"lora_product_kernel": 32, "grouped_product_kernel": 32}  # of a step of a matrix product, in the place of D
 SHARE_ARCHITECTURE = "sm_80"
 
 
@@ -66,7 +67,7 @@ def share(kernel: Kernel, arch: str = SHARE_ARCHITECTURE) -> float:
 def required_share(kernel: Kernel) -> float | None:
     """What a kernel must reach; None where there is no requirement."""
     base = kernel.name.split("<")[0]
-    if not kernel.tensor or kernel.tile is None or kernel.dtype != "bf16":
+    if not kernel.tensor or kernel.tile is None or kernel.tile.selects or kernel.dtype != "bf16":
         return None
     return SHARES.get(base) if _DEPTH.get(base, 128) == kernel.tile.D else None
 

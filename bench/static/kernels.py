@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.static.tools import run
 
-_SHAPE = re.compile(r"(\w+Shape)<([\d, ]+)>")
+_SHAPE = re.compile(r"(\w+Shape)<([\d, ]+?)(?:, (true|false))?>")  # attention's last one: keys are selected
 # Template parameters of the shapes, in order; 16-row tiles of queries a warp holds are MT.
 _PARAMETERS = {
     "ForwardShape": ("D", "MT", "BN", "Warps"),
@@ -52,6 +52,7 @@ class Tile:
     products: int
     parts: int = 1
     owns_keys: bool = False  # the block stays with its keys and walks rows
+    selects: bool = False  # pairs may be seen for their codes
 
     @property
     def hmma(self) -> int:
@@ -74,14 +75,15 @@ def tile_of(name: str) -> Tile | None:
     shape, numbers = match[1], [int(x) for x in match[2].split(",")]
     if shape not in _PARAMETERS or len(numbers) != len(_PARAMETERS[shape]):
         raise ValueError(f"{name}: bench/static/kernels.py does not know the parameters of {shape}<{match[2]}>")
-    p = dict(zip(_PARAMETERS[shape], numbers, strict=True))
+    p, selects = dict(zip(_PARAMETERS[shape], numbers, strict=True)), match[3] == "true"
     if shape == "ForwardShape":
-        return Tile(p["D"], M * p["MT"] * p["Warps"], p["BN"], p["Warps"], products=2)
+        return Tile(p["D"], M * p["MT"] * p["Warps"], p["BN"], p["Warps"], products=2, selects=selects)
     if shape == "ProductShape":
         return Tile(p["D"], p["BM"], p["BN"], warps=4, products=1)
     if shape == "KeyGradientShape":
-        return Tile(p["D"], p["BM"], M * p["Warps"], p["Warps"], products=4, parts=p["Parts"], owns_keys=True)
-    return Tile(p["D"], M * p.get("MT", 1) * p["Warps"], p["BN"], p["Warps"], products=3)
+        size = M * p["Warps"]
+        return Tile(p["D"], p["BM"], size, p["Warps"], products=4, parts=p["Parts"], owns_keys=True, selects=selects)
+    return Tile(p["D"], M * p.get("MT", 1) * p["Warps"], p["BN"], p["Warps"], products=3, selects=selects)
 
 
 def dtype_of(name: str) -> str | None:
@@ -93,8 +95,8 @@ def dtype_of(name: str) -> str | None:
 
 
 def is_aligned(name: str) -> bool:
-    """Whether the kernel copies 16 bytes at a time (a tensor-core kernel's last template argument)."""
-    return not name.endswith("false>")
+    """Whether the kernel copies 16 bytes at a time (the last template argument of attention on tensor cores)."""
+    return not (name.startswith("attention") and name.endswith("false>"))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -38,7 +38,7 @@ void attention(std::istream& words) {
   const View<4> q = view(dtype, batch, heads, queries, D, aligned), k = view(dtype, batch, key_heads, keys, D, aligned);
   const AttentionTensors io{q, k, k, q, scratch};
   AttentionSpec spec{{}, {}, {}, 1.0, 0.0, {}};
-  if (selected) spec.pattern.kind = PatternKind::kSelected, spec.selection = selection_of_codes(D);
+  if (selected) spec.pattern.kind = PatternKind::kSelected, spec.selection = selection_of_codes();
   if (direction == "fwd")
     attention_fwd_cuda(spec, io, context());
   else

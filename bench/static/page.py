@@ -30,6 +30,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # What the low-rank family's matrix product makes of factors that are stored so.
 _PRODUCT = re.compile(r"ProductShape<[^>]*>, (true|false), \(ProductLayout\)(\d)>")
 _PRODUCTS = ("y", "dx", "dW")
+# And the grouped one of op(A) and op(B), stored by rows or not.
+_GROUPED = re.compile(r"grouped_product_kernel<\w+, ProductShape<[^>]*>, (true|false), (true|false)>")
+_STORED = {("true", "true"): "y", ("true", "false"): "y, columns", ("false", "false"): "dW"}
 
 
 def title(kernel: Kernel) -> str:
@@ -38,12 +41,16 @@ def title(kernel: Kernel) -> str:
         dropout = " dropout" if product[1] == "true" else ""
         return f"lora {_PRODUCTS[int(product[2])]}{dropout} {kernel.dtype}"
     base = kernel.name.split("<")[0].removesuffix("_kernel").removesuffix("_f32")
-    dimension = kernel.tile.D if kernel.tile else re.search(r"<(\d+)>", kernel.name)
+    if stored := _GROUPED.search(kernel.name):
+        return f"grouped {_STORED[stored[1], stored[2]]} {kernel.dtype}"
+    dimension = kernel.tile.D if kernel.tile else re.search(r"<(\d+)[,>]", kernel.name)
     words = [_SHORT.get(base, base), kernel.dtype or ""]
     if dimension:
         words.append(f"D={dimension if isinstance(dimension, int) else dimension[1]}")
     if kernel.tile and not kernel.tensor:
         words.append("unaligned")
+    if (kernel.tile and kernel.tile.selects) or re.search(r"f32_kernel<\d+, true>", kernel.name):
+        words.append("selected")
     return " ".join(word for word in words if word)
 
 

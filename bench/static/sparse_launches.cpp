@@ -15,7 +15,7 @@ int32_t* numbers() { return reinterpret_cast<int32_t*>(scratch); }
 
 void pq(const std::string& what, DType dtype) {
   const View<4> z = view(dtype, 1, kKeyHeads, kTokens, kD, true);
-  const Codebook codebook = selection_of_codes(kD).codebook;
+  const Codebook codebook = selection_of_codes().codebook;
   if (what == "encode1" || what == "encode2")
     pq_encode_cuda(codebook, what == "encode1" ? 1 : 2, {z, numbers()}, context());
   else if (what == "loss")
@@ -29,7 +29,7 @@ void pq(const std::string& what, DType dtype) {
 void topl(const std::string& what, DType dtype) {
   ToplSpec spec{{}, {}, {}, kTokens / 8, 1, kHeads, kKeyHeads, kTokens, kTokens};
   spec.pattern.kind = PatternKind::kSelected;
-  const ToplTensors io{view(dtype, 1, kHeads, kTokens, kD, true), selection_of_codes(kD)};
+  const ToplTensors io{view(dtype, 1, kHeads, kTokens, kD, true), selection_of_codes()};
   if (what == "threshold")
     topl_threshold_cuda(spec, io, {scratch, numbers(), numbers()}, context());
   else if (what == "indices")

@@ -27,10 +27,10 @@ inline View<4> view(DType dtype, int64_t batch, int64_t heads, int64_t rows, int
   return {scratch, dtype, {batch, heads, rows, D}, {heads * rows * row, rows * row, row, 1}};
 }
 
-/// A selection by asymmetric scores, 8 components a codeword.
-inline Selection selection_of_codes(int64_t D) {
+/// A selection by asymmetric scores of 128 components, 8 a codeword: one size, so that a kernel has one budget.
+inline Selection selection_of_codes() {
   const auto* numbers = reinterpret_cast<const int32_t*>(scratch);
-  return {Scorer::kAdc, {scratch, 1, ceil_div(D, 8), 16, 8}, numbers, nullptr, scratch, numbers};
+  return {Scorer::kAdc, {scratch, 1, 16, 16, 8}, numbers, nullptr, scratch, numbers};
 }
 
 /// Runs one line, false for other ops:

@@ -24,7 +24,7 @@ void launch_forward_mma(const AttentionArguments& args, bool aligned, cudaStream
   if (args.pattern.kind == PatternKind::kSelected || (aligned && has_small_tiles(args))) {
     if (args.D <= 64) return launch_forward<T, ForwardShape<64, 1, 64, 4, true>, true>(args, stream);
     if (args.D <= 128) return launch_forward<T, ForwardShape<128, 1, 32, 4, true>, true>(args, stream);
-    return launch_forward<T, ForwardShape<256, 1, 32, 4, true>, true>(args, stream);
+    return launch_forward<T, ForwardShape<256, 1, 16, 4, true>, true>(args, stream);
   }
   if (!aligned) {  // element by element: one shape per 128 columns is enough
     if (args.D <= 128) return launch_forward<T, ForwardShape<128, 1, 32, 4>, false>(args, stream);

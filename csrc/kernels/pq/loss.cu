@@ -76,8 +76,9 @@ SIMT_DEVICE float differentiate(const LossArguments<S>& a, const float* codeword
   return loss;
 }
 
+// One block is enough: for more, ptxas would spill.
 template <class S>
-__global__ void __launch_bounds__(kThreads) pq_loss_kernel(const LossArguments<S> a) {
+__global__ void __launch_bounds__(kThreads, 1) pq_loss_kernel(const LossArguments<S> a) {
   float* const shared = simt::dyn_smem<float>();
   SIMT_SHARED(float[kThreads], losses);
   const int chunk = int(blockIdx.x) % a.chunks, bh = int(blockIdx.x) / a.chunks, m = int(blockIdx.y);
