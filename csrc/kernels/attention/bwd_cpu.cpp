@@ -58,6 +58,19 @@ struct Backward {
   Accumulator<T> dk = Accumulator<T>::template of<S>(grads.dk, context);
   Accumulator<T> dv = Accumulator<T>::template of<S>(grads.dv, context);
 
+  // Tables of all rows where they are no larger than the queries: a tile of rows meets every tile of keys.
+  const int64_t row_bytes = selects ? table_bytes(spec.selection.codebook) : 0;
+  uint8_t* const tables = row_bytes > 0 && row_bytes <= D* int64_t(sizeof(T)) ? all_tables() : nullptr;
+
+  uint8_t* all_tables() const {
+    auto* out = static_cast<uint8_t*>(context.workspace.get(context.workspace.self, B * H * Q * row_bytes));
+    parallel_for(context, B * H * bounds.query_tiles, [&](int64_t task, int) {
+      const int64_t bh = task / bounds.query_tiles, tile = task % bounds.query_tiles, t0 = tile * kQueryTile;
+      load_tables<S>(spec, selected, io.q, bh / H, bh % H, t0, rows_in_tile(tile), out + (bh * Q + t0) * row_bytes);
+    });
+    return out;
+  }
+
   int64_t rows_in_tile(int64_t tile) const {
     return Q - tile * kQueryTile < kQueryTile ? Q - tile * kQueryTile : kQueryTile;
   }
@@ -79,8 +92,9 @@ struct Backward {
       TileRows rows;
       rows.load(spec.pattern, bounds, b, t0, n, bounds.shifted(head, H));
       if (selects) {
-        load_tables<S>(spec, selected, io.q, b, head, t0, n, selection.tables);
-        mask_selected<T>(spec, bounds, rows, c, b, begin, N, n, stat, selection.tables, selection.codes, s.probabilities);
+        if (!tables) load_tables<S>(spec, selected, io.q, b, head, t0, n, selection.tables);
+        mask_selected<T>(spec, bounds, rows, c, b, begin, N, n, stat, tables ? tables + stat * row_bytes : selection.tables,
+                         selection.codes, s.probabilities);
       } else {
         mask_scores<T>(bounds, rows, c, b, begin, N, n, s.probabilities);
       }

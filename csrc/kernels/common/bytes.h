@@ -28,9 +28,14 @@ inline Shorts load_shorts(const int16_t* p) {
 
 /// The same 16 bytes in each 16 of a vector.
 inline Bytes repeat16(const uint8_t* p) {
-  Bytes out;
-  for (int i = 0; i < kVecBytes; i += 16) std::memcpy(reinterpret_cast<uint8_t*>(&out) + i, p, 16);
-  return out;
+#if defined(__AVX512BW__)
+  return (Bytes)_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (Bytes)_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  static_assert(kVecBytes == 16);
+  return load_bytes(p);
+#endif
 }
 
 /// table[index] byte by byte; the table was made by repeat16, indices are 0 to 15.

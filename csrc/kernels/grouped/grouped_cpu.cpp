@@ -53,6 +53,19 @@ void each_set(const BlockSets& sets, F&& f) {
       f(s, int64_t(sets.offsets[s]), int64_t(sets.offsets[s + 1]) - sets.offsets[s]);
 }
 
+/// Runs `f(slot, block, first row, rows)` over neighbouring sets that have one block in the slot, slot by slot: their rows
+/// share its packed weight.
+template <class F>
+void each_run(const BlockSets& sets, F&& f) {
+  for (int slot = 0; slot < sets.active; ++slot)
+    for (int s = 0, end; s < sets.count(); s = end) {
+      const int block = sets.block(s, slot);
+      for (end = s + 1; end < sets.count() && sets.block(end, slot) == block;) ++end;
+      if (sets.offsets[end] > sets.offsets[s])
+        f(slot, block, int64_t(sets.offsets[s]), int64_t(sets.offsets[end]) - sets.offsets[s]);
+    }
+}
+
 }  // namespace
 
 void grouped_expand_cpu(const BlockSets& sets, BlockSide side, const GroupedExpand& io, const Context& context) {
@@ -60,18 +73,15 @@ void grouped_expand_cpu(const BlockSets& sets, BlockSide side, const GroupedExpa
   check_offsets("grouped_expand", sets, io.x.size[0]);
   const int64_t width = io.y.size[1] / sets.active, C = io.x.size[1];
   Steps steps(context);
-  each_set(sets, [&](int set, int64_t row, int64_t rows) {
-    for (int slot = 0; slot < sets.active; ++slot) {
-      const int block = sets.block(set, slot);
-      const View<2> w = block_of(io.weight, side, block, width);
-      const View<2> q = io.tail.rank ? block_of(io.tail.q, side, block, width) : View<2>{};
-      const char* bias = io.bias ? static_cast<const char*>(io.bias) + block * width * element_size(io.y.dtype) : nullptr;
-      const View<2> y{at(io.y, row, slot * width), io.y.dtype, {rows, width}, {io.y.stride[0], 1}};
-      if (bias) cast_cpu({const_cast<char*>(bias), y.dtype, {rows, width}, {0, 1}}, 1, y, steps.next());
-      gemm_cpu({false, side == BlockSide::kRows, rows, width, C, at(io.x, row, 0), io.x.stride[0], w.data, w.stride[0],
-                bias ? 1.0 : 0.0, y.data, y.stride[0], io.x.dtype, w.dtype, y.dtype},
-               steps.next(), tail_of(io.tail, q, row));
-    }
+  each_run(sets, [&](int slot, int block, int64_t row, int64_t rows) {
+    const View<2> w = block_of(io.weight, side, block, width);
+    const View<2> q = io.tail.rank ? block_of(io.tail.q, side, block, width) : View<2>{};
+    const char* bias = io.bias ? static_cast<const char*>(io.bias) + block * width * element_size(io.y.dtype) : nullptr;
+    const View<2> y{at(io.y, row, slot * width), io.y.dtype, {rows, width}, {io.y.stride[0], 1}};
+    if (bias) cast_cpu({const_cast<char*>(bias), y.dtype, {rows, width}, {0, 1}}, 1, y, steps.next());
+    gemm_cpu({false, side == BlockSide::kRows, rows, width, C, at(io.x, row, 0), io.x.stride[0], w.data, w.stride[0],
+              bias ? 1.0 : 0.0, y.data, y.stride[0], io.x.dtype, w.dtype, y.dtype},
+             steps.next(), tail_of(io.tail, q, row));
   });
 }
 
@@ -80,25 +90,34 @@ void grouped_reduce_cpu(const BlockSets& sets, BlockSide side, const GroupedRedu
   refuse_float16("grouped_reduce", io.x);
   check_offsets("grouped_reduce", sets, io.x.size[0]);
   const int64_t width = io.x.size[1] / sets.active, N = io.y.size[1];
-  // Slots of 16-bit rows are summed in float and rounded once.
-  const bool wide = io.y.dtype == DType::kBFloat16 && sets.active > 1;
-  void* panel = wide ? scratch(context, std::min(kPanel, io.x.size[0]) * N, DType::kFloat32) : nullptr;
   Steps steps(context);
+  const auto product = [&](int slot, int block, int64_t row, const View<2>& to) {
+    const View<2> w = block_of(io.weight, side, block, width);
+    const bool last = slot + 1 == sets.active, adds = slot > 0 || io.bias;
+    gemm_cpu({false, side == BlockSide::kColumns, to.size[0], N, width, at(io.x, row, slot * width), io.x.stride[0], w.data,
+              w.stride[0], adds ? 1.0 : 0.0, to.data, to.stride[0], io.x.dtype, w.dtype, to.dtype},
+             steps.next(), last ? tail_of(io.tail, io.tail.q, row) : GemmTail{});
+  };
+  const auto start = [&](const View<2>& to) {
+    if (io.bias) cast_cpu({const_cast<void*>(io.bias), io.y.dtype, {to.size[0], N}, {0, 1}}, 1, to, steps.next());
+  };
+  const auto rows_of_y = [&](int64_t row, int64_t rows) {
+    return View<2>{at(io.y, row, 0), io.y.dtype, {rows, N}, {io.y.stride[0], 1}};
+  };
+  if (io.y.dtype != DType::kBFloat16 || sets.active == 1) {
+    start(io.y);
+    return each_run(
+        sets, [&](int slot, int block, int64_t row, int64_t rows) { product(slot, block, row, rows_of_y(row, rows)); });
+  }
+  // Slots of 16-bit rows are summed in float and rounded once.
+  void* panel = scratch(context, std::min(kPanel, io.x.size[0]) * N, DType::kFloat32);
   each_set(sets, [&](int set, int64_t first, int64_t count) {
-    for (int64_t row = first; row < first + count; row += wide ? kPanel : count) {
-      const int64_t rows = wide ? std::min(kPanel, first + count - row) : count;
-      View<2> y = io.y;
-      y.data = at(io.y, row, 0), y.size[0] = rows;
-      const View<2> to = wide ? View<2>{panel, DType::kFloat32, {rows, N}, {N, 1}} : y;
-      if (io.bias) cast_cpu({const_cast<void*>(io.bias), y.dtype, {rows, N}, {0, 1}}, 1, to, steps.next());
-      for (int slot = 0; slot < sets.active; ++slot) {
-        const View<2> w = block_of(io.weight, side, sets.block(set, slot), width);
-        const bool last = slot + 1 == sets.active, adds = slot > 0 || io.bias;
-        gemm_cpu({false, side == BlockSide::kColumns, rows, N, width, at(io.x, row, slot * width), io.x.stride[0], w.data,
-                  w.stride[0], adds ? 1.0 : 0.0, to.data, to.stride[0], io.x.dtype, w.dtype, to.dtype},
-                 steps.next(), last ? tail_of(io.tail, io.tail.q, row) : GemmTail{});
-      }
-      if (wide) cast_cpu(to, 1, y, steps.next());
+    for (int64_t row = first; row < first + count; row += kPanel) {
+      const int64_t rows = std::min(kPanel, first + count - row);
+      const View<2> to{panel, DType::kFloat32, {rows, N}, {N, 1}};
+      start(to);
+      for (int slot = 0; slot < sets.active; ++slot) product(slot, sets.block(set, slot), row, to);
+      cast_cpu(to, 1, rows_of_y(row, rows), steps.next());
     }
   });
 }
@@ -115,19 +134,17 @@ void grouped_weight_cpu(const BlockSets& sets, BlockSide side, const GroupedWeig
   }
   for (int64_t i = 0; i < sums.size[0]; ++i) std::fill_n(at(sums, i, 0), sums.size[1] * element_size(statistics), char(0));
   Steps steps(context);
-  each_set(sets, [&](int set, int64_t row, int64_t rows) {
-    for (int slot = 0; slot < sets.active; ++slot) {
-      const View<2> to = block_of(sums, side, sets.block(set, slot), width);
-      const void *a = at(io.a, row, slot * width), *b = at(io.b, row, 0);
-      if (side == BlockSide::kRows)
-        gemm_cpu({true, false, width, C, rows, a, io.a.stride[0], b, io.b.stride[0], 1.0, to.data, to.stride[0], io.a.dtype,
-                  io.b.dtype, to.dtype},
-                 steps.next());
-      else
-        gemm_cpu({true, false, C, width, rows, b, io.b.stride[0], a, io.a.stride[0], 1.0, to.data, to.stride[0], io.b.dtype,
-                  io.a.dtype, to.dtype},
-                 steps.next());
-    }
+  each_run(sets, [&](int slot, int block, int64_t row, int64_t rows) {
+    const View<2> to = block_of(sums, side, block, width);
+    const void *a = at(io.a, row, slot * width), *b = at(io.b, row, 0);
+    if (side == BlockSide::kRows)
+      gemm_cpu({true, false, width, C, rows, a, io.a.stride[0], b, io.b.stride[0], 1.0, to.data, to.stride[0], io.a.dtype,
+                io.b.dtype, to.dtype},
+               steps.next());
+    else
+      gemm_cpu({true, false, C, width, rows, b, io.b.stride[0], a, io.a.stride[0], 1.0, to.data, to.stride[0], io.b.dtype,
+                io.a.dtype, to.dtype},
+               steps.next());
   });
   if (sums.data != io.dweight.data) cast_cpu(sums, 1, io.dweight, steps.next());
 }

@@ -20,8 +20,10 @@ int64_t count_from(const int16_t* scores, int64_t count, int16_t least) {
 /// The key whose score is the `wanted`-th of those equal to `score`, from the last one on.
 int64_t from_the_end(const int16_t* scores, int64_t count, int16_t score, int64_t wanted) {
   for (int64_t g = count - kCodeGroup; g >= 0; g -= kCodeGroup) {
+    Shorts equal{};
+    for (int i = 0; i < kCodeGroup; i += kHalves) equal -= load_shorts(scores + g + i) == score;
     int64_t found = 0;
-    for (int i = 0; i < kCodeGroup; ++i) found += scores[g + i] == score;
+    for (int lane = 0; lane < kHalves; ++lane) found += equal[lane];
     if (found < wanted) {
       wanted -= found;
       continue;

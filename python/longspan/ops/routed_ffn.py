@@ -87,6 +87,21 @@ def _scaled(values: Tensor, gates: Tensor | None) -> Tensor:
     return (values.unflatten(1, (gates.shape[1], -1)) * gates[..., None].to(values.dtype)).flatten(1)
 
 
+def _scale_(values: Tensor, gates: Tensor | None) -> Tensor:
+    """The same in place, of contiguous rows."""
+    if gates is not None:
+        values.unflatten(1, (gates.shape[1], -1)).mul_(gates[..., None].to(values.dtype))
+    return values
+
+
+def _products(x: Tensor, y: Tensor, slots: int) -> Tensor:
+    """The slots' products of two rows [n, active F], in the type of sums: [n, active]."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return _wide(x * y).unflatten(1, (slots, -1)).sum(-1)
+    n, width = len(x), x.shape[1] // slots  # as products of matrices, which need no copy of x * y
+    return (x.reshape(n * slots, 1, width) @ y.reshape(n * slots, width, 1)).view(n, slots)
+
+
 Tail = tuple[Tensor, Tensor] | None
 
 
@@ -167,7 +182,7 @@ class _Routed(Function):
             wide.append(_expand(z, p.weight, sets, p.bias, tail))
         del z
         c = None if gates is None else gates.index_select(0, plan.perm)
-        hidden = _scaled(hidden_of(wide, branch.activation, False), c)
+        hidden = _scale_(hidden_of(wide, branch.activation, False), c)
         tail = None
         if down.lora_a is not None and down.lora_b is not None:
             s = _wide(grouped_reduce(hidden, down.lora_a.to(hidden.dtype), sets))
@@ -189,15 +204,15 @@ class _Routed(Function):
         gradient = _Gradient(branch, list(branch.projections(tensors)), ctx.needs_input_grad[3:])
         c = None if gates is None else gates.index_select(0, branch.plan.perm)
         dy = dy.index_select(0, branch.plan.perm)
-        hidden = hidden_of(wide, branch.activation, False)
-        dhidden = gradient.down(dy, _scaled(hidden, c), thin)
+        hidden, ds = hidden_of(wide, branch.activation, False), gradient.thin(dy)
+        dhidden = gradient.hidden(dy, ds)
         dgates = None
-        if c is not None:
-            if ctx.needs_input_grad[2]:
-                products = _wide(hidden * dhidden).unflatten(1, (c.shape[1], -1)).sum(-1)
-                dgates = products.index_select(0, branch.plan.inverse).to(c.dtype)
-            dhidden = _scaled(dhidden, c)
+        if c is not None and ctx.needs_input_grad[2]:
+            products = _products(hidden, dhidden, c.shape[1])
+            dgates = products.index_select(0, branch.plan.inverse).to(c.dtype)
+        gradient.down(dy, _scale_(hidden, c), thin, ds)
         del hidden
+        _scale_(dhidden, c)
         gated = len(wide) == 2
         dwide = op("glu_bwd")(dhidden, wide[0], wide[1] if gated else None, branch.activation, False)
         del dhidden
@@ -220,23 +235,30 @@ class _Gradient:
         assert own is not None
         self.tensors[4 * projection + tensor] = value.to(own.dtype)
 
-    def down(self, dy: Tensor, hidden: Tensor, thin: list[Tensor]) -> Tensor:
-        """The gradient of the hidden rows."""
+    def thin(self, dy: Tensor) -> Tensor | None:
+        """The gradient of the last projection's thin rows."""
+        p = self.projections[-1]
+        return None if p.lora_b is None else _wide(dy @ p.lora_b.to(dy.dtype)) * p.scaling
+
+    def hidden(self, dy: Tensor, ds: Tensor | None) -> Tensor:
+        """The gradient of the hidden rows times their gates."""
+        p = self.projections[-1]
+        tail = None if ds is None or p.lora_a is None else (ds, _wide(p.lora_a))
+        return _expand(dy, p.weight, self.sets, None, tail, by_rows=False)
+
+    def down(self, dy: Tensor, hidden: Tensor, thin: list[Tensor], ds: Tensor | None) -> None:
+        """Those of the last projection, from hidden rows times their gates."""
         last, p = len(self.projections) - 1, self.projections[-1]
-        tail = None
-        if p.lora_a is not None and p.lora_b is not None:
+        if ds is not None:
             s = thin.pop()
-            ds = _wide(dy @ p.lora_b.to(dy.dtype)) * p.scaling
             if self._wants(last, 3):
                 self._put(last, 3, _wide(dy).mT @ s * p.scaling)
             if self._wants(last, 2):
                 self._put(last, 2, grouped_weight(hidden, ds.to(hidden.dtype), self.sets, by_rows=False, wide=True))
-            tail = (ds, _wide(p.lora_a))
         if self._wants(last, 0):
             self._put(last, 0, grouped_weight(hidden, dy, self.sets, by_rows=False))
         if self._wants(last, 1):
             self._put(last, 1, dy.sum(0))
-        return _expand(dy, p.weight, self.sets, None, tail, by_rows=False)
 
     def up(
         self, dwide: Sequence[Tensor], x: Tensor, tensors: Sequence[Tensor | None], thin: list[Tensor], dx_wanted: bool

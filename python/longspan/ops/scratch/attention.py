@@ -126,7 +126,7 @@ def backward(
     *rest: Any,
 ) -> None:
     """Bounds, a number a row, packed tiles of every worker; for bfloat16 float sums of all three gradients; for listed
-    tiles sums of the keys' gradients a task."""
+    tiles sums of the keys' gradients a task; for a selection tables of all rows that are no larger than q."""
     spec = _Spec(*rest)
     _bounds(ws, q, k, spec)
     (B, H, T, D), e = q.shape, statistics(q)
@@ -143,6 +143,9 @@ def backward(
     padded = round_up(D, ws.machine.lanes(e))
     scores = QUERY_TILE * SCORE_STRIDE * e
     spec.lanes(ws, e)
+    row = table_bytes(spec.subspaces, spec.codewords) if spec.kind == "selected" else 0
+    if 0 < row <= D * e:
+        ws.take(B * H * T * row)
     used = _arena(
         *[KEY_TILE * D * e] * 2,
         *[KEY_TILE * padded * e] * 3,

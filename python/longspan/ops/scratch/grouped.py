@@ -5,7 +5,9 @@ The CPU's scratch depends on how many rows each set has; without data in the off
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -24,6 +26,20 @@ def _sets(offsets: Tensor, rows: int) -> Iterator[int]:
     unknown = isinstance(offsets, FakeTensor) or offsets.device.type == "meta"
     counts = [rows] if unknown else torch.diff(offsets).tolist()
     return (count for count in counts if count > 0)
+
+
+def _runs(offsets: Tensor, rows: int, blocks: int, active: int) -> Iterator[tuple[int, int]]:
+    """Slots, and the rows of neighbouring sets with one block in them."""
+    if isinstance(offsets, FakeTensor) or offsets.device.type == "meta":
+        yield from ((slot, rows) for slot in range(active))
+        return
+    sets = list(zip(itertools.combinations(range(blocks), active), torch.diff(offsets).tolist(), strict=True))
+    for slot in range(active):
+        of_slot = [(members[slot], count) for members, count in sets]
+        for _, run in itertools.groupby(of_slot, key=itemgetter(0)):
+            count = sum(count for _, count in run)
+            if count > 0:
+                yield slot, count
 
 
 def _tail(ws: Workspace, x: Tensor, p: Tensor | None, columns: int, by_rows: bool) -> int:
@@ -56,7 +72,7 @@ def expand(
     if ws.on_cuda:
         return
     steps = Steps(ws)
-    for rows in _sets(offsets, x.shape[0]):
+    for _, rows in _runs(offsets, x.shape[0], blocks, active):
         product: dict[str, Any] = {"element": statistics(x), "in_place": not narrow(x), "rounds": narrow(x)}
         gemm(steps.next(), rows, units // blocks, C, rank=rank, **product)
 
@@ -79,18 +95,20 @@ def reduce(
     rank = _tail(ws, x, p, columns, not by_rows)
     if ws.on_cuda:
         return
-    wide = narrow(x) and active > 1
-    if wide:
-        ws.take(max(1, min(PANEL, x.shape[0]) * columns) * 4)
+    product: dict[str, Any] = {"element": statistics(x), "in_place": not narrow(x)}
     steps = Steps(ws)
-    product: dict[str, Any] = {"element": statistics(x), "in_place": not narrow(x), "rounds": narrow(x) and not wide}
+    if not narrow(x) or active == 1:
+        for slot, rows in _runs(offsets, x.shape[0], blocks, active):
+            last = rank if slot + 1 == active else 0
+            gemm(steps.next(), rows, columns, units // blocks, rank=last, rounds=narrow(x), **product)
+        return
+    ws.take(max(1, min(PANEL, x.shape[0]) * columns) * 4)
     for count in _sets(offsets, x.shape[0]):
-        step = PANEL if wide else count
-        for first in range(0, count, step):
+        for first in range(0, count, PANEL):
             for slot in range(active):
-                last = slot + 1 == active
-                sizes = (min(step, count - first), columns, units // blocks)
-                gemm(steps.next(), *sizes, rank=rank if last else 0, **product)
+                last = rank if slot + 1 == active else 0
+                sizes = (min(PANEL, count - first), columns, units // blocks)
+                gemm(steps.next(), *sizes, rank=last, rounds=False, **product)
 
 
 @scratch("grouped_weight")
@@ -104,6 +122,6 @@ def weights(
     if narrow(a) and not wide:
         ws.take(max(1, width * blocks * C) * statistics(a))
     steps = Steps(ws)
-    for rows in _sets(offsets, a.shape[0]):
+    for _, rows in _runs(offsets, a.shape[0], blocks, active):
         sizes = (width, C) if by_rows else (C, width)
         gemm(steps.next(), *sizes, rows, element=statistics(a), in_place=False, rounds=False)
