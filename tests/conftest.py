@@ -17,7 +17,14 @@ settings.register_profile("longspan", deadline=None, derandomize=True, print_blo
 settings.load_profile("longspan")
 torch.set_num_threads(2)
 
-SMALL_MODELS = ("adapters", "patch", "plan", "positions")  # so small that threads only wait for each other
+SMALL_MODELS = (
+    "adapters",
+    "analysis",
+    "nn",
+    "patch",
+    "plan",
+    "positions",
+)  # so small that threads only wait for each other
 BUILDS = ("cuda", "package")  # folders whose tests share the emulation, the compiled kernels or the wheel
 
 
@@ -47,13 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For folders of small models; a test may ask for more itself."""
-    if request.path.relative_to(Path(__file__).parent).parts[0] not in SMALL_MODELS:
-        yield
-        return
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for folders of small models; a test may ask for another number, the next one does not get it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if request.path.relative_to(Path(__file__).parent).parts[0] in SMALL_MODELS:
+        torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 

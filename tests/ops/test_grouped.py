@@ -99,6 +99,7 @@ def test_all_blocks_are_the_dense_product() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name: str) -> None:
+    torch.set_num_threads(1)  # thousands of products of a few numbers
     problem = Problem(n=6, width=3, C=4, rank=2, by_rows=name == "grouped_expand")
     given = problem.tensors(name, F64)
     sets = problem.sets()
