@@ -99,7 +99,8 @@ struct Loss {
       const Scratch<T> s(memory + worker * per_worker, E, d);
       const int64_t bh = task / chunks, b = bh / H, h = bh % H, first = task % chunks * kPqChunk;
       const T* codewords = static_cast<const T*>(codebook.data) + h / (H / codebook.groups) * size;
-      T *gradient = gradients + task * size, loss = T(0);
+      T* gradient = gradients + task * size;
+      double loss = 0;  // thousands of pieces
       std::fill(gradient, gradient + size, T(0));
       for (int64_t t = first; t < std::min(N, first + kPqChunk); ++t) {
         const S* z = static_cast<const S*>(io.z.data) + b * io.z.stride[0] + h * io.z.stride[1] + t * io.z.stride[2];
@@ -107,16 +108,17 @@ struct Loss {
                            : nullptr;
         for (int64_t m = 0; m < M; ++m) {
           for (int64_t j = 0; j < d; ++j) s.z[j] = m * d + j < D ? load_as<T>(z + m * d + j) : T(0);
-          loss += piece(s, codewords + m * E * d, code_at(io.codes + (bh * N + t) * W, int(m), bits), gradient + m * E * d);
+          loss += double(
+              piece(s, codewords + m * E * d, code_at(io.codes + (bh * N + t) * W, int(m), bits), gradient + m * E * d));
           if (dz)
             for (int64_t j = 0; j < d && m * d + j < D; ++j) store_as<T>(dz + m * d + j, s.dz[j]);
         }
       }
-      losses[task] = loss;
+      losses[task] = T(loss);
     });
-    T loss = T(0);
-    for (int64_t task = 0; task < tasks; ++task) loss += losses[task];
-    *static_cast<T*>(io.loss) = loss * mean;
+    double loss = 0;
+    for (int64_t task = 0; task < tasks; ++task) loss += double(losses[task]);
+    *static_cast<T*>(io.loss) = T(loss * double(mean));
     T* out = static_cast<T*>(io.dcodebook);
     parallel_for(context, codebook.groups * M, [&](int64_t task, int) {
       const int64_t g = task / M, m = task % M, share = H / codebook.groups;
