@@ -220,7 +220,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
 # Which tables stand on which page.
 PAGES = {
     ROOT / "docs" / "cuda.md": ("requirements", "tiles", "predictions"),
-    ROOT / "docs" / "cuda_figures.md": ("resources", "loops", "cycles"),
+    ROOT / "docs" / "cuda_resources.md": ("resources",),
+    ROOT / "docs" / "cuda_figures.md": ("loops", "cycles"),
     ROOT / "docs" / "cuda_code.md": ("others",),
 }
 
