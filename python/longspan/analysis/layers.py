@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from longspan import data
+from longspan.patch.decoder import run_decoder
 from longspan.patch.install import causal_model
 from longspan.patch.layers.forward import STATE
 from longspan.patch.layers.layer import Layer
@@ -117,10 +117,6 @@ def watching(subject: Subject, numbers: tuple[int, ...], see: Callable[[Input], 
             handle.remove()
 
 
-@torch.no_grad()
 def run(model: Any, row: Any) -> None:
     """The decoder over one row of data, without its head."""
-    batch = data.collate([row])
-    batch.pop("labels")
-    base = causal_model(model)
-    base.get_decoder()(**{k: v.to(base.device) if torch.is_tensor(v) else v for k, v in batch.items()}, use_cache=False)
+    run_decoder(model, data.collate([row]))

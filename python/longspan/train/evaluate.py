@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.patch import heads
+from longspan.patch.decoder import placed
 from longspan.patch.install import causal_model
 
 
@@ -44,7 +45,7 @@ def held_out_loss(
 def _row_loss(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
     """Sum of the losses of one flattened batch, and the number of labels in it."""
     base = causal_model(model)
-    batch = {name: value.to(base.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    batch = placed(batch, base.device)
     labels = nn.functional.pad(batch.pop("labels"), (0, 1), value=-100)[..., 1:]
     scored = int((labels != -100).sum())
     if not scored:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, set_seed
 
 from longspan import data, folders
 from longspan.nn.beside import beside_modules
+from longspan.patch.decoder import run_decoder
 from longspan.patch.figures import figures_of
 from longspan.patch.install import causal_model, patch
 from longspan.recipe import Recipe
@@ -265,14 +265,10 @@ def look(model: Any, rows: Any, recipe: Recipe) -> None:
     """Let methods that begin with what they see (codebooks, routers) see the first rows, before anything else runs."""
     if any(True for _ in beside_modules(model)):
         batch = data.collate([rows[index] for index in range(min(recipe.trainer.batch, len(rows)))])
-        base = causal_model(model)
-        batch = {name: value.to(base.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        batch.pop("labels")
         was_training = model.training
         model.train()
         try:
-            with torch.no_grad():
-                base.get_decoder()(**batch, use_cache=False)
+            run_decoder(model, batch)
         finally:
             model.train(was_training)
 

@@ -15,27 +15,24 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from longspan.ops._define import scratch
+from longspan.ops.grouped import BlockSets
 from longspan.ops.scratch.gemm import gemm
 from longspan.ops.scratch.workspace import Steps, Workspace, narrow, round_up, statistics
 
 PANEL, RANK_STEP = 2048, 16
 
 
-def _sets(offsets: Tensor, rows: int) -> Iterator[int]:
-    """Rows of the sets that have some."""
-    unknown = isinstance(offsets, FakeTensor) or offsets.device.type == "meta"
-    counts = [rows] if unknown else torch.diff(offsets).tolist()
-    return (count for count in counts if count > 0)
+def _sets(offsets: Tensor, rows: int, blocks: int, active: int) -> list[tuple[tuple[int, ...], int]]:
+    """The blocks of each set and its rows."""
+    if isinstance(offsets, FakeTensor) or offsets.device.type == "meta":
+        return [(tuple(range(active)), rows)]
+    return list(zip(BlockSets(offsets, blocks, active).members(), torch.diff(offsets).tolist(), strict=True))
 
 
 def _runs(offsets: Tensor, rows: int, blocks: int, active: int) -> Iterator[tuple[int, int]]:
     """Slots, and the rows of neighbouring sets with one block in them."""
-    if isinstance(offsets, FakeTensor) or offsets.device.type == "meta":
-        yield from ((slot, rows) for slot in range(active))
-        return
-    sets = list(zip(itertools.combinations(range(blocks), active), torch.diff(offsets).tolist(), strict=True))
     for slot in range(active):
-        of_slot = [(members[slot], count) for members, count in sets]
+        of_slot = [(members[slot], count) for members, count in _sets(offsets, rows, blocks, active)]
         for _, run in itertools.groupby(of_slot, key=itemgetter(0)):
             count = sum(count for _, count in run)
             if count > 0:
@@ -103,7 +100,7 @@ def reduce(
             gemm(steps.next(), rows, columns, units // blocks, rank=last, rounds=narrow(x), **product)
         return
     ws.take(max(1, min(PANEL, x.shape[0]) * columns) * 4)
-    for count in _sets(offsets, x.shape[0]):
+    for _, count in _sets(offsets, x.shape[0], blocks, active):
         for first in range(0, count, PANEL):
             for slot in range(active):
                 last = rank if slot + 1 == active else 0

@@ -193,8 +193,7 @@ def _left_out(path: str, layer: nn.Module, family: LayerFamily, wanted: dict[str
     for name in (*family.qkv, family.out, *family.up, family.down):
         module = parts.attribute(layer, name)
         if wanted["lora"] and parts.linear_of(module) is None:
-            why = "it has hooks" if parts.hooked(module) else parts.why_not_lora(module)
-            found[f"{path}.{name}"] = f"called as it is: {why}"
+            found[f"{path}.{name}"] = f"called as it is: {parts.why_not_lora(module)}"
     norms = [name for name in (family.norm1, family.norm2, family.post1, family.post2) if name is not None]
     for name in norms if wanted["norm"] else ():
         if parts.norm_of(parts.attribute(layer, name)) is None:

@@ -117,6 +117,8 @@ def halves(packed: ops.Projection) -> list[ops.Projection]:
 
 def why_not_lora(module: nn.Module, *, conv1d: bool = False) -> str | None:
     """Why a module is not a LoRA layer whose tensors the fused op may use; None when it is one."""
+    if hooked(module):
+        return "it has hooks"
     try:
         from peft.tuners.lora import Linear
     except ImportError:
@@ -126,7 +128,7 @@ def why_not_lora(module: nn.Module, *, conv1d: bool = False) -> str | None:
     base: Any = module.base_layer
     if type(base) is not nn.Linear and not (conv1d and is_conv1d(base)):
         return f"its base layer is {type(base).__name__}"
-    if hooked(module) or hooked(base) or any(hooked(inner) for inner in _inner(module)):
+    if hooked(base) or any(hooked(inner) for inner in _inner(module)):
         return "it has hooks"
     if module.disable_adapters or module.merged:
         return None

@@ -129,9 +129,7 @@ def projections(layer: nn.Module, family: LayerFamily, path: str) -> tuple[list[
         module = parts.attribute(layer, name)
         entry = parts.linear_of(module, conv1d=True)
         if entry is None:
-            reason = (
-                "it has hooks" if parts.hooked(module) else parts.why_not_lora(module, conv1d=True) or "it has hooks"
-            )
+            reason = parts.why_not_lora(module, conv1d=True)
             raise ValueError(f"{path}: ffn routed needs the blocks of {name}, and {reason}; use ffn.train: dense")
         if entry[1] > 0:
             raise ValueError(
