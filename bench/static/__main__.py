@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.static import budgets, gate, page
+from bench.static.architectures import ARCHITECTURES
 from bench.static.compile import CompileWarning, nvcc_version
 from bench.static.figures import Figures, collect
 from bench.static.tools import ToolError
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code: 1 when a requirement is broken, 2 when there is no compiler or it refuses or warns."""
     options = parser().parse_args(arguments)
     try:
-        figures = collect()
+        figures = collect(tuple(ARCHITECTURES))
     except (MissingToolkit, ToolError, CompileWarning) as error:
         print(error, file=sys.stderr)
         return 2

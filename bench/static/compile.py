@@ -1,4 +1,4 @@
-"""Compiles kernel sources for all architectures, once: results are kept in build/static under a hash of the inputs."""
+"""Compiles kernel sources, once: results are kept in build/static under a hash of the inputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from bench.static import ptxas
-from bench.static.architectures import ARCHITECTURES
+from bench.static.architectures import ARCHITECTURES, DEVICES
 from bench.static.tools import BUILD, KERNELS, run, tool
 from tests.cuda import toolkit
 
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler", "-Wall")
 INCLUDES = (KERNELS,)
+# What is compiled unless more is asked for: an assembler run each is most of the time.
+USUAL = tuple(device.architecture for device in DEVICES.values())
 _CUTE = re.compile(r"^\s*#\s*include\s*<cute/", re.MULTILINE)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
@@ -81,33 +83,35 @@ def gencode(names: Iterable[str]) -> list[str]:
     return [f"-gencode=arch={virtual},code=[{','.join([*real, virtual])}]" for virtual, real in by_virtual.items()]
 
 
-def compile_source(source: Path, architectures: Sequence[str] = tuple(ARCHITECTURES), build: Path = BUILD) -> Compiled:
-    """Compiles, or takes what an earlier run left. Raises CompileWarning, or ToolError with the compiler's output."""
+def compile_source(source: Path, architectures: Sequence[str] = USUAL, build: Path = BUILD) -> Compiled:
+    """Compiles, or takes what an earlier run left for these architectures or more.
+
+    Raises CompileWarning, or ToolError with the compiler's output.
+    """
     read = inputs(source)
-    options = [*FLAGS, *gencode(architectures), *includes(read)]
+    options = [*FLAGS, *includes(read)]
     digest = hashlib.sha256("\0".join([nvcc_version(), *options]).encode())
     for path in read:
         digest.update(path.read_bytes())
     folder = build / f"{source.parent.name}-{source.stem}" / digest.hexdigest()[:16]
     done = folder / "done.json"
-    if not done.is_file():
-        _compile(source, options, folder)
+    if not done.is_file() or not set(architectures) <= set(json.loads(done.read_text())["architectures"]):
+        _compile(source, options, architectures, folder)
     log = (folder / "log.txt").read_text(encoding="utf-8")
     warnings = [line for line in log.splitlines() if "warning" in line.lower()]
     if warnings:
         raise CompileWarning(f"{source.name}:\n" + "\n".join(warnings))
     cubins = {name: folder / f"{name}.cubin" for name in architectures}
     ptx = folder / f"{min(ARCHITECTURES[name].virtual for name in architectures)}.ptx"
-    return Compiled(
-        source, folder / "kernel.o", cubins, ptx, ptxas.parse(log), json.loads(done.read_text())["cpu_seconds"]
-    )
+    usage = {(arch, kernel): used for (arch, kernel), used in ptxas.parse(log).items() if arch in cubins}
+    return Compiled(source, folder / "kernel.o", cubins, ptx, usage, json.loads(done.read_text())["cpu_seconds"])
 
 
-def _compile(source: Path, options: Sequence[str], folder: Path) -> None:
+def _compile(source: Path, options: Sequence[str], architectures: Sequence[str], folder: Path) -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)  # what older versions of the source left
     folder.mkdir(parents=True)
     before = _cpu_seconds()
-    log = run([tool("nvcc"), *options, "-Xptxas=-v", "-c", source, "-o", folder / "kernel.o"])
+    log = run([tool("nvcc"), *options, *gencode(architectures), "-Xptxas=-v", "-c", source, "-o", folder / "kernel.o"])
     run([tool("cuobjdump"), "-xelf", "all", "kernel.o"], folder=folder)
     for path in folder.glob("*.cubin"):
         path.rename(folder / f"{path.name.split('.')[-2]}.cubin")  # kernel.1.sm_80.cubin
@@ -115,7 +119,8 @@ def _compile(source: Path, options: Sequence[str], folder: Path) -> None:
     for path in folder.glob("*.sm_*.ptx"):
         path.rename(folder / f"{path.name.split('.')[-2].replace('sm_', 'compute_')}.ptx")
     (folder / "log.txt").write_text(log, encoding="utf-8")
-    (folder / "done.json").write_text(json.dumps({"cpu_seconds": _cpu_seconds() - before}), encoding="utf-8")
+    done = {"architectures": list(architectures), "cpu_seconds": _cpu_seconds() - before}
+    (folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
 
 
 def _cpu_seconds() -> float:

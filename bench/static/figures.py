@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.static import sass
-from bench.static.architectures import ARCHITECTURES, DEVICES
-from bench.static.compile import Compiled, compile_source, disassembly, sources
+from bench.static.architectures import ARCHITECTURES
+from bench.static.compile import USUAL, Compiled, compile_source, disassembly, sources
 from bench.static.kernels import Tile, dtype_of, in_order, is_aligned, readable, tile_of
 from bench.static.launches import Problem, every_dispatch, launcher, launches
 from bench.static.occupancy import Occupancy, occupancy
 from bench.static.ptxas import Usage
 from bench.static.steady import SteadyState, steady_state
-
-ANALYSED = tuple(device.architecture for device in DEVICES.values())  # machine code is read for these
 
 
 @dataclass
@@ -67,9 +65,12 @@ class Figures:
         return [[(self.kernels[self.names[x.kernel]], x.blocks) for x in each] for each in found]
 
 
-def collect(analysed: Sequence[str] = ANALYSED) -> Figures:
-    """Compiles what changed and reads everything. Raises SassError or ValueError where something is not understood."""
-    compiled = [compile_source(path) for path in sources()]
+def collect(architectures: Sequence[str] = USUAL) -> Figures:
+    """Compiles what changed and reads everything, machine code for the usual architectures.
+
+    Raises SassError or ValueError where something is not understood.
+    """
+    compiled = [compile_source(path, architectures) for path in sources()]
     usage = {key: value for each in compiled for key, value in each.usage.items()}
     names = readable(sorted({kernel for _, kernel in usage}))
     program = launcher(compiled)
@@ -91,7 +92,7 @@ def collect(analysed: Sequence[str] = ANALYSED) -> Figures:
         fits = occupancy(ARCHITECTURES[arch], each.registers, kernel.shared, kernel.threads)
         kernel.machine[arch] = Machine(each, fits)
     for each_source in compiled:
-        for arch in analysed if each_source.usage else ():
+        for arch in USUAL if each_source.usage else ():
             for function in sass.parse(disassembly(each_source.cubins[arch])):
                 read_code(found[names[function.name]], arch, function)
     return Figures({name: found[name] for name in in_order(found)}, compiled, names, program)

@@ -303,7 +303,7 @@ def test_makespan() -> None:
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing() -> None:
+    def missing(architectures: tuple[str, ...]) -> None:
         raise MissingToolkit("no nvcc: install it")
 
     monkeypatch.setattr(main, "collect", missing)
