@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bench.static import ptxas
 from bench.static.architectures import ARCHITECTURES, DEVICES
@@ -20,7 +21,7 @@ from tests.cuda import toolkit
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler", "-Wall")
 INCLUDES = (KERNELS,)
 # What is compiled unless more is asked for: an assembler run each is most of the time.
-USUAL = tuple(device.architecture for device in DEVICES.values())
+USUAL = tuple(name for name in ARCHITECTURES if name in {device.architecture for device in DEVICES.values()})
 _CUTE = re.compile(r"^\s*#\s*include\s*<cute/", re.MULTILINE)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
@@ -90,13 +91,15 @@ def compile_source(source: Path, architectures: Sequence[str] = USUAL, build: Pa
     """
     read = inputs(source)
     options = [*FLAGS, *includes(read)]
-    digest = hashlib.sha256("\0".join([nvcc_version(), *options]).encode())
+    # All architectures, whichever are asked for: a build for more of them serves a request for fewer.
+    digest = hashlib.sha256("\0".join([nvcc_version(), *options, *gencode(ARCHITECTURES)]).encode())
     for path in read:
         digest.update(path.read_bytes())
     folder = build / f"{source.parent.name}-{source.stem}" / digest.hexdigest()[:16]
-    done = folder / "done.json"
-    if not done.is_file() or not set(architectures) <= set(json.loads(done.read_text())["architectures"]):
+    done = _read(folder)
+    if not set(architectures) <= set(done["architectures"]):
         _compile(source, options, architectures, folder)
+        done = _read(folder)
     log = (folder / "log.txt").read_text(encoding="utf-8")
     warnings = [line for line in log.splitlines() if "warning" in line.lower()]
     if warnings:
@@ -104,7 +107,14 @@ def compile_source(source: Path, architectures: Sequence[str] = USUAL, build: Pa
     cubins = {name: folder / f"{name}.cubin" for name in architectures}
     ptx = folder / f"{min(ARCHITECTURES[name].virtual for name in architectures)}.ptx"
     usage = {(arch, kernel): used for (arch, kernel), used in ptxas.parse(log).items() if arch in cubins}
-    return Compiled(source, folder / "kernel.o", cubins, ptx, usage, json.loads(done.read_text())["cpu_seconds"])
+    return Compiled(source, folder / "kernel.o", cubins, ptx, usage, done["cpu_seconds"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What `_compile` noted when it had finished."""
+    done = folder / "done.json"
+    found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {"architectures": []}
+    return found
 
 
 def _compile(source: Path, options: Sequence[str], architectures: Sequence[str], folder: Path) -> None:

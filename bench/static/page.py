@@ -217,10 +217,11 @@ TABLES: dict[str, Callable[[Figures], str]] = {
 }
 
 
+RESOURCES = ROOT / "docs" / "cuda_resources.md"  # the one page that shows all architectures
 # Which tables stand on which page.
 PAGES = {
     ROOT / "docs" / "cuda.md": ("requirements", "tiles", "predictions"),
-    ROOT / "docs" / "cuda_resources.md": ("resources",),
+    RESOURCES: ("resources",),
     ROOT / "docs" / "cuda_figures.md": ("loops", "cycles"),
     ROOT / "docs" / "cuda_code.md": ("others",),
 }

@@ -33,7 +33,7 @@ def everywhere() -> Figures:
 
 
 def test_every_kernel_is_there_on_every_architecture(figures: Figures) -> None:
-    assert {frozenset(kernel.machine) for kernel in figures.kernels.values()} == {frozenset(USUAL)}
+    assert {tuple(kernel.machine) for kernel in figures.kernels.values()} == {tuple(USUAL)}
     for base in (*gate.SHARES, "attention_fwd_f32_kernel", "delta_kernel", "prepare_kernel", "cross_entropy_kernel"):
         assert any(name.split("<")[0] == base for name in figures.kernels), base
 
@@ -60,22 +60,22 @@ def test_budgets_are_kept(figures: Figures) -> None:
 
 @pytest.mark.sweep
 def test_every_architecture_compiles_starts_and_spills_nothing(everywhere: Figures) -> None:
-    assert {frozenset(kernel.machine) for kernel in everywhere.kernels.values()} == {frozenset(ARCHITECTURES)}
+    assert {tuple(kernel.machine) for kernel in everywhere.kernels.values()} == {tuple(ARCHITECTURES)}
     assert gate.memory_violations(everywhere) + gate.start_violations(everywhere) == []
-    check_pages(everywhere, {path: tables for path, tables in page.PAGES.items() if "resources" in tables})
+    check_page(everywhere, page.RESOURCES)
 
 
-def test_the_pages_show_these_figures(figures: Figures) -> None:
-    check_pages(figures, {path: tables for path, tables in page.PAGES.items() if "resources" not in tables})
+@pytest.mark.parametrize("path", [path for path in page.PAGES if path != page.RESOURCES], ids=lambda path: path.stem)
+def test_the_page_shows_these_figures(figures: Figures, path: Path) -> None:
+    check_page(figures, path)
 
 
-def check_pages(figures: Figures, pages: dict[Path, tuple[str, ...]]) -> None:
-    """Pages whose tables are those of the figures."""
-    for path, tables in pages.items():
-        text = path.read_text(encoding="utf-8")
-        new = page.rendered(text, figures, tables)  # raises when a table is missing
-        if budgets.read()["nvcc"] == nvcc_version():
-            assert new == text, "run `python -m bench.static --markdown`"
+def check_page(figures: Figures, path: Path) -> None:
+    """The page's tables are those of the figures."""
+    text = path.read_text(encoding="utf-8")
+    new = page.rendered(text, figures, page.PAGES[path])  # raises when a table is missing
+    if budgets.read()["nvcc"] == nvcc_version():
+        assert new == text, "run `python -m bench.static --markdown`"
 
 
 def test_a_worse_figure_breaks_the_budget(figures: Figures) -> None:
@@ -239,6 +239,22 @@ def test_a_source_is_compiled_once_until_it_or_a_header_changes(tmp_path: Path) 
     (tmp_path / "mine.cuh").write_text("constexpr int kStep = 2;\n")
     assert planted(tmp_path, text).compiled[0].object != first
     assert not first.exists()
+
+
+def test_a_build_for_more_architectures_serves_fewer_and_not_the_other_way(tmp_path: Path) -> None:
+    (tmp_path / "kernel.cu").write_text("__global__ void f(int* x) { *x += 1; }")
+
+    def built(*architectures: str) -> tuple[int, set[str]]:
+        found = compile_source(tmp_path / "kernel.cu", architectures, tmp_path / "build")
+        assert set(found.cubins) == set(architectures)
+        assert all(cubin.is_file() for cubin in found.cubins.values())
+        return found.object.stat().st_mtime_ns, {arch for arch, _ in found.usage}
+
+    first, _ = built("sm_80")
+    both, usage = built("sm_80", "sm_90")
+    assert both != first
+    assert usage == {"sm_80", "sm_90"}
+    assert built("sm_90") == (both, {"sm_90"})
 
 
 def test_a_kernel_that_cannot_start_is_found(indexed: Figures) -> None:
