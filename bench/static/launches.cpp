@@ -8,7 +8,7 @@
 //   glu fwd|bwd <dtype> <activation> <rows> <F>
 //   lora fwd|bwd <dtype> <dtype of adapters> <rows> <C> <N> <R> <dropout 0|1>
 //   norm fwd|bwd <dtype> <dtype of weight> <rows> <C> <centered 0|1>
-//   and those of sparse_launches.h
+//   and those of sparse_launches.h and list_launches.h
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -17,6 +17,7 @@
 #include "attention/attention.h"
 #include "fake_runtime.h"
 #include "glu/glu.h"
+#include "list_launches.h"
 #include "lora/lora.h"
 #include "loss/loss.h"
 #include "norm/norm.h"
@@ -172,7 +173,7 @@ int main() {
         rope(words);
       else if (op == "block_score")
         block_score(words);
-      else if (!sparse_launch(op, words))
+      else if (!sparse_launch(op, words) && !list_launch(op, words))
         throw std::invalid_argument("no op " + op);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "line %d, %s: %s\n", number, line.c_str(), error.what());

@@ -176,7 +176,27 @@ SPARSE = {
     "list_attention": ("fwd", "bwd", "transpose"),
     "grouped": ("expand", "reduce", "weight"),
 }
-Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora | BlockScore | Sparse
+
+
+@dataclass(frozen=True)
+class TensorList:
+    """One call of an op over a list of tensors; dtype is that of gradients, or of parameters."""
+
+    family: str
+    what: str
+    dtype: str
+
+    def line(self) -> str:
+        """For the launcher."""
+        return f"{self.family} {self.what} {self.dtype}"
+
+
+LISTS = {
+    "magnitude": ("kth", "histogram", "lower"),
+    "perturb": ("gaussian", "rademacher"),
+    "update": ("adamw", "sgd"),
+}
+Problem = Attention | Loss | LinearLoss | Norm | Rope | Glu | Lora | BlockScore | Sparse | TensorList
 
 
 @dataclass(frozen=True)
@@ -191,9 +211,9 @@ class Launch:
 
 def launcher(objects: Sequence[Compiled], build: Path = BUILD) -> Path:
     """The program that turns problems into launches, built when an object or its source changed."""
-    parts = [HERE / name for name in ("launches.cpp", "sparse_launches.cpp", "fake_runtime.cpp")]
+    parts = [HERE / name for name in ("launches.cpp", "sparse_launches.cpp", "list_launches.cpp", "fake_runtime.cpp")]
     digest = hashlib.sha256()
-    for path in [*parts, HERE / "fake_runtime.h", HERE / "sparse_launches.h"]:
+    for path in [*parts, *(HERE / f"{name}.h" for name in ("fake_runtime", "sparse_launches", "list_launches"))]:
         digest.update(path.read_bytes())
     for compiled in objects:
         digest.update(str(compiled.object).encode())  # its folder is named by a hash
@@ -233,6 +253,11 @@ def every_dispatch() -> list[Problem]:
         Sparse(family, what, dtype, by_rows)
         for family, parts in SPARSE.items()
         for what, dtype, by_rows in itertools.product(parts, DTYPES, (True, False))
+    ]
+    found += [
+        TensorList(family, what, dtype)
+        for family, parts in LISTS.items()
+        for what, dtype in itertools.product(parts, ("float32", "bfloat16"))
     ]
     found += [Glu(*options) for options in itertools.product(("fwd", "bwd"), DTYPES, ACTIVATIONS)]
     found += [

@@ -36,6 +36,26 @@ Output Arguments::output(const py::object& given, const std::string& name, const
   return out;
 }
 
+const Array& ArrayLists::add(const py::handle& object, const std::string& name, bool written) {
+  Array x = borrow(object, name, stream_);
+  if (!kept_.empty()) check_device(x, name, kept_.front(), first_name_);
+  check_contiguous(x, name);
+  if (written && x.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
+  return kept_.emplace_back(std::move(x));
+}
+
+const Array& ArrayLists::add(const py::handle& object, const std::string& name, const std::vector<int64_t>& shape,
+                             const std::string& dtype, bool written) {
+  const Array& x = add(object, name, written);
+  check_fits(x, name, shape, dtype);
+  return x;
+}
+
+void check_length(const std::string& name, size_t given, const std::string& first, size_t needed) {
+  if (given != needed)
+    throw py::value_error(name + " has " + std::to_string(given) + " elements; " + first + " has " + std::to_string(needed));
+}
+
 Array rows_of(const py::handle& object, const std::string& name, Stream stream) {
   Array rows = borrow(object, name, stream);
   view_of<2>(rows, name);

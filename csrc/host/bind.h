@@ -11,10 +11,13 @@ void bind_grouped(pybind11::module_& m);
 void bind_list_attention(pybind11::module_& m);
 void bind_lora(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
+void bind_magnitude(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
+void bind_perturb(pybind11::module_& m);
 void bind_pq(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
 void bind_select(pybind11::module_& m);
 void bind_topl(pybind11::module_& m);
+void bind_update(pybind11::module_& m);
 
 }  // namespace longspan::host

@@ -26,9 +26,12 @@ PYBIND11_MODULE(_host, m, pybind11::mod_gil_not_used()) {
   longspan::host::bind_list_attention(m);
   longspan::host::bind_lora(m);
   longspan::host::bind_loss(m);
+  longspan::host::bind_magnitude(m);
   longspan::host::bind_norm(m);
+  longspan::host::bind_perturb(m);
   longspan::host::bind_pq(m);
   longspan::host::bind_rope(m);
   longspan::host::bind_select(m);
   longspan::host::bind_topl(m);
+  longspan::host::bind_update(m);
 }

@@ -23,8 +23,10 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/lora/product_f32.cu
   csrc/kernels/loss/cross_entropy.cu
   csrc/kernels/loss/linear_cross_entropy_cuda.cu
+  csrc/kernels/magnitude/magnitude.cu
   csrc/kernels/norm/bwd.cu
   csrc/kernels/norm/fwd.cu
+  csrc/kernels/perturb/perturb.cu
   csrc/kernels/pq/encode.cu
   csrc/kernels/pq/loss.cu
   csrc/kernels/pq/stats.cu
@@ -32,6 +34,7 @@ set(CUDA_KERNEL_SOURCES
   csrc/kernels/rope/rope.cu
   csrc/kernels/select/block_score.cu
   csrc/kernels/topl/topl.cu
+  csrc/kernels/update/update.cu
 )
 # Of these, what includes CuTe.
 set(CUTE_KERNEL_SOURCES

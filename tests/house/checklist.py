@@ -79,9 +79,13 @@ def missing_registrations(op: str, names: set[str]) -> list[str]:
         kernel = _native.has_kernel(op, device)
         if not kernel and (device != "cuda" or _native.built_with_cuda()):
             found.append(f"{device}: no kernel")
-    # A backward op is differentiated by the op it belongs to, one in place by an autograd.Function of its module.
+    # A backward op is differentiated by the op it belongs to, one in place by an autograd.Function of its module; one
+    # that changes lists of parameters has no gradient and must refuse what autograd watches.
     if op.endswith("_"):
-        if not _functions_that_mark_dirty(op):
+        if mutates_lists_only(str(getattr(torch.ops.longspan, op).default._schema)):
+            if not getattr(getattr(longspan.ops, op, None), "refuses_grad", False):
+                found.append("autograd: the public function is not decorated with ops._in_place.without_grad")
+        elif not _functions_that_mark_dirty(op):
             found.append("autograd: no autograd.Function of the op's module calls mark_dirty")
     elif not _has_autograd(op) and not (op.endswith("_bwd") and _has_autograd(f"{op[:-4]}_fwd")):
         found.append("autograd: neither register_autograd nor the backward of an op that has it")
@@ -90,6 +94,12 @@ def missing_registrations(op: str, names: set[str]) -> list[str]:
     if op not in dir(kernels):
         found.append("pybind11: longspan.kernels does not have it")
     return found
+
+
+def mutates_lists_only(schema: str) -> bool:
+    """Whether all that a schema writes to are lists of tensors, as those of an optimiser's step."""
+    written = re.findall(r"Tensor\(\w+! ?(?:-> ?\w+)?\)(\[\])?", schema)
+    return bool(written) and all(written)
 
 
 def _has_autograd(op: str) -> bool:

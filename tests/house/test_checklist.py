@@ -11,8 +11,9 @@ import torch
 import longspan.ops
 from longspan import _native
 from longspan.ops._define import REGISTERED
+from longspan.ops._in_place import without_grad
 from longspan.report import report
-from tests.house.checklist import declared_ops, missing_files, missing_registrations
+from tests.house.checklist import declared_ops, missing_files, missing_registrations, mutates_lists_only
 
 ROOT = Path(__file__).parents[2]
 OPS = declared_ops(ROOT / "python" / "longspan" / "ops")
@@ -35,6 +36,32 @@ def test_report_shows_every_op_and_device() -> None:
     for states in shown.values():
         assert states["cpu"] == "yes"
         assert states["cuda"] == ("yes" if _native.built_with_cuda() else "not in this build")
+
+
+@pytest.fixture
+def probe_step_() -> Iterator[str]:
+    """An op of our namespace that changes a list of parameters."""
+    with torch.library._scoped_library("longspan", "FRAGMENT") as library:
+        library.define("probe_step_(Tensor(a!)[] targets, Tensor scale) -> ()")
+        yield "probe_step_"
+
+
+def test_an_op_that_changes_lists_must_refuse_gradients(probe_step_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _native.has_kernel.cache_clear()
+
+    def step(targets: list[torch.Tensor]) -> None: ...
+
+    for function, missing in ((step, True), (without_grad(step), False)):
+        monkeypatch.setattr(longspan.ops, probe_step_, function, raising=False)
+        found = missing_registrations(probe_step_, {probe_step_})
+        assert ("autograd: the public function is not decorated with ops._in_place.without_grad" in found) == missing
+
+
+def test_schemas_that_change_lists_are_told_from_others() -> None:
+    assert mutates_lists_only("step_(Tensor(a!)[] targets, Tensor(b!)[] copies, Tensor[] sources) -> ()")
+    assert not mutates_lists_only("rope_(Tensor(a!) x, Tensor[] y) -> ()")
+    assert not mutates_lists_only("mixed_(Tensor(a!)[] targets, Tensor(b!) x) -> ()")
+    assert not mutates_lists_only("pure(Tensor[] x) -> Tensor")
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from longspan.ops._define import REGISTERED, SCRATCH
 from longspan.ops.scratch import Machine, scratch_bytes
 
 H, K, D, C, V = 6, 2, 20, 96, 500
-# Ops whose contract says that they take none (docs/rope.md, docs/glu.md, docs/list_attention.md).
+# Ops whose contract says that they take none (docs/rope.md, glu.md, list_attention.md, update.md, perturb.md).
 WITHOUT = {"rope", "rope_", "glu_fwd", "glu_bwd", "list_transpose"}
+WITHOUT |= {"masked_adamw_", "masked_sgd_", "perturb_", "es_update_"}
 
 
 class Compare(TorchDispatchMode):
@@ -109,6 +110,24 @@ def run_sparse(T: int, dtype: torch.dtype, softcap: float | None, heads: int, ac
     return found
 
 
+def run_updates(size: int, dtype: torch.dtype) -> Compare:
+    """Magnitudes of small groups and of one that all workers share, and steps."""
+    with Compare() as found:
+        small, large = (
+            [torch.randn(size).to(dtype), torch.randn(7, 5).to(dtype)],
+            torch.randn((1 << 22) + size).to(dtype),
+        )
+        ops.kth_magnitude(small, [3], groups=[0, 0])
+        ops.kth_magnitude([*small, large], [3, 4, 1 << 20])
+        ops.magnitude_histogram([*small, large])
+        weights, moments = [torch.randn(size)], [torch.zeros(size)]
+        ops.masked_sgd_(weights, small[:1], moments, ops.sgd_scalars(lr=0.1, momentum=0.9))
+        ops.masked_adamw_(weights, small[:1], moments, [torch.zeros(size)], ops.adamw_scalars(1, lr=0.1))
+        ops.perturb_(weights, 0.1, 1)
+        ops.es_update_(weights, [0.1, 0.2], [1, 2])
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
@@ -139,6 +158,11 @@ def test_the_formulas_of_sparse_ops_are_exact(
     assert_exact(run_sparse(T, dtype, softcap, heads, active))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_formulas_of_updates_are_exact(dtype: torch.dtype) -> None:
+    assert_exact(run_updates(300, dtype))
+
+
 def assert_exact(found: Compare) -> None:
     wrong = [row for row in found.rows if abs(row[1] - row[2]) > 8]  # 8: a scalar that a check reads
     assert not wrong
@@ -146,6 +170,7 @@ def assert_exact(found: Compare) -> None:
 
 def test_every_formula_is_measured() -> None:
     found = [run_all(300, torch.float32, 0.0, "rms", False, False), run_sparse(300, torch.float32, None, K, 2)]
+    found.append(run_updates(300, torch.float32))
     names = {name.removeprefix("longspan::") for run in found for name, _, _ in run.rows}
     assert names >= set(SCRATCH)
 

@@ -1,7 +1,7 @@
 #pragma once
-// The dropout mask on the device: bits from philox.h, made where they are used.
+// The dropout mask on the device: bits from dropout.h, made where they are used.
 #include "common/simt.h"
-#include "lora/philox.h"
+#include "lora/dropout.h"
 
 namespace longspan::kernels {
 
@@ -19,7 +19,7 @@ SIMT_DEVICE uint32_t kept(const Dropout& dropout, int64_t row, int64_t column, i
   const int first = int(index & 3);
   uint32_t bits = 0;
   for (int at = 0; at < first + count; at += 4) {
-    const PhiloxWords x = philox((index >> 2) + (simt::mutant(131) ? 0 : uint64_t(at / 4)), seed);
+    const PhiloxWords x = philox_words((index >> 2) + (simt::mutant(131) ? 0 : uint64_t(at / 4)), 0, seed);
     SIMT_UNROLL
     for (int i = 0; i < 4; ++i) bits |= uint32_t(x.word[i] >= dropout.threshold) << (at + i);
   }

@@ -10,7 +10,7 @@ namespace longspan::kernels {
 ///   s_i = (z . D_i) A_i^T
 ///   y_i = z W_i^T + b_i + scaling_i s_i B_i^T + residual_i
 ///
-/// D_i is the dropout mask of philox.h, a pure function of (seed_i, row, column); 1 everywhere when dropout is 0.
+/// D_i is the dropout mask of dropout.h, a pure function of (seed_i, row, column); 1 everywhere when dropout is 0.
 /// S is the dtype of x, statistics as in types.h. Neither z nor z . D_i nor an adapter's full-width product is ever stored
 /// for more than a panel of rows, and none of them is kept.
 struct LoraProjection {

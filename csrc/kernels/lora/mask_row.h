@@ -1,7 +1,7 @@
 #pragma once
 // Rows of dropout masks, a vector of counters at a time. Only for per-ISA sources.
 #include "common/vec.h"
-#include "lora/philox.h"
+#include "lora/dropout.h"
 
 namespace longspan::kernels::LONGSPAN_ISA_NS {
 

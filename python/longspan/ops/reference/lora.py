@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WORD = 0xFFFFFFFF
+from longspan.ops.reference.philox import WORD, philox
 
 
 def dropout_mask(seed: int, rows: int, columns: int, p: float) -> Tensor:
@@ -15,28 +15,10 @@ def dropout_mask(seed: int, rows: int, columns: int, p: float) -> Tensor:
     seed; it is dropped when the word is below p * 2^32.
     """
     index = torch.arange(rows * columns, dtype=torch.int64)
-    words = philox(index // 4, seed)
+    counter, zeros = index // 4, torch.zeros_like(index)
+    words = philox((counter & WORD, counter >> 32, zeros, zeros), seed)
     word = torch.stack(words, 1).gather(1, (index % 4)[:, None])[:, 0]
     return ((word >= int(p * 2**32)).double() / (1 - p)).reshape(rows, columns)
-
-
-def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 bits, each [n] in int64, from counters [n] (the low half of 128 bits) and a 64-bit key."""
-    x0, x1 = counter & _WORD, counter >> 32
-    x2, x3 = torch.zeros_like(counter), torch.zeros_like(counter)
-    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
-    for _ in range(10):
-        (high0, low0), (high1, low1) = _multiply(0xD2511F53, x0), _multiply(0xCD9E8D57, x2)
-        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return x0, x1, x2, x3
-
-
-def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of a product of 32-bit words, in halves of 16 bits so that int64 holds every step."""
-    low, high = constant & 0xFFFF, constant >> 16
-    cross = high * x + ((low * x) >> 16)
-    return cross >> 16, ((cross & 0xFFFF) << 16) | ((low * x) & 0xFFFF)
 
 
 def lora_linear(

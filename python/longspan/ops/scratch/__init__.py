@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longspan.ops._define import NAMESPACE, SCRATCH
-from longspan.ops.scratch import attention, grouped, list_attention, lora, loss, norm, pq, select, topl
+from longspan.ops.scratch import attention, grouped, list_attention, lora, loss, magnitude, norm, pq, select, topl
 from longspan.ops.scratch.workspace import Machine, Workspace
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "list_attention",
     "lora",
     "loss",
+    "magnitude",
     "norm",
     "pq",
     "scratch_bytes",

@@ -1,0 +1,91 @@
+"""The k-th largest magnitude and histograms of magnitudes: ops kth_magnitude and magnitude_histogram on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from bench.conftest import Session
+from bench.layer_parts import KERNELS, OP, error_law, require, write_routes
+from bench.race import bandwidth, race
+from longspan import kernels, ops
+from longspan.memory import measure
+from longspan.ops.reference.magnitude import magnitude_histogram
+
+TORCH, COPY = "torch", "copy"
+SIZES = {"layers": [1 << 16, *[576 * 1536] * 28], "one": [1 << 24]}  # as a small model has them; one large tensor
+KEEP = 0.2
+
+
+class Inputs:
+    """Gradients whose magnitudes spread over many powers of two, one group."""
+
+    def __init__(self, sizes: list[int], dtype: torch.dtype, threads: int) -> None:
+        self.tensors = [(torch.randn(n) * torch.randn(n).exp() * 1e-4).to(dtype) for n in sizes]
+        self.groups, self.threads = [0] * len(sizes), threads
+        self.wanted = max(1, int(KEEP * sum(sizes)))
+
+    def arrays(self) -> list[Any]:
+        """For longspan.kernels; NumPy has no bfloat16."""
+        return [x.numpy() if x.dtype == torch.float32 else x for x in self.tensors]
+
+    def kth(self) -> tuple[Tensor, ...]:
+        """The torch op."""
+        return (ops.kth_magnitude(self.tensors, [self.wanted], groups=self.groups).values.double(),)
+
+    def kth_kernel(self) -> tuple[Tensor, ...]:
+        """longspan.kernels: kth_magnitude, which knows no torch."""
+        wanted = torch.tensor([self.wanted]).numpy()
+        bits, *_ = kernels.kth_magnitude(self.arrays(), self.groups, wanted, exact=True, threads=self.threads)
+        return (torch.from_numpy(bits).view(torch.float32).double(),)
+
+    def kth_torch(self) -> tuple[Tensor, ...]:
+        """What masks are found with in torch: one long vector of magnitudes, and its kthvalue."""
+        flat = torch.cat([x.flatten().abs() for x in self.tensors])
+        return (flat.kthvalue(len(flat) - self.wanted + 1).values.double().view(1),)
+
+    def histogram(self) -> tuple[Tensor, ...]:
+        """The torch op."""
+        return (ops.magnitude_histogram(self.tensors, groups=self.groups)[0].double(),)
+
+    def histogram_kernel(self) -> tuple[Tensor, ...]:
+        """longspan.kernels: magnitude_histogram."""
+        counts, _ = kernels.magnitude_histogram(self.arrays(), self.groups, 1, threads=self.threads)
+        return (torch.from_numpy(counts).double(),)
+
+    def histogram_torch(self) -> tuple[Tensor, ...]:
+        """Keys by bits, and torch.bincount."""
+        return (magnitude_histogram(self.tensors)[None].double(),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", SIZES)
+@pytest.mark.parametrize("op", ["kth_magnitude", "magnitude_histogram"])
+def test_magnitude(session: Session, benchmark: BenchmarkFixture, op: str, case: str, dtype: torch.dtype) -> None:
+    """Against torch.kthvalue and torch.bincount; a copy is the roofline of reading once (float32 k-th: twice)."""
+    small, inputs = Inputs([1000, 3000], dtype, session.threads), Inputs(SIZES[case], dtype, session.threads)
+    kth = op == "kth_magnitude"
+
+    def routes_of(x: Inputs) -> tuple[Any, Any, Any]:
+        return (x.kth, x.kth_kernel, x.kth_torch) if kth else (x.histogram, x.histogram_kernel, x.histogram_torch)
+
+    ours, kernel, theirs = routes_of(small)
+    checked = error_law((ours, kernel), theirs(), theirs())
+    size = sum(SIZES[case])
+    name = str(dtype).removeprefix("torch.")
+    key = f"{op}|cpu|{name}|n={size},{case}"
+    require(session, key, checked)
+    copy, copied = bandwidth()
+    ours, kernel, theirs = routes_of(inputs)
+    result = race(benchmark, OP, {OP: ours, KERNELS: kernel, TORCH: theirs, COPY: copy}, session.seconds)
+    with measure() as m:
+        ours()
+    reads = (2 if kth and dtype == torch.float32 else 1) * size * dtype.itemsize
+    counts = 0 if kth else 8 << 15
+    memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": counts}
+    write_routes(session, benchmark, key, checked, result, None, reads / copied, COPY, memory, 3.0, TORCH)
+    benchmark.extra_info["ns an element and thread"] = result.median(OP) / size * session.threads * 1e9

@@ -1,0 +1,92 @@
+// longspan.kernels.magnitude_histogram and kth_magnitude: order statistics of magnitudes on plain arrays.
+#include "kernels/magnitude/magnitude.h"
+
+#include <pybind11/stl.h>
+
+#include "host/arguments.h"
+#include "host/bind.h"
+#include "host/device.h"
+
+namespace longspan::host {
+namespace {
+
+/// The arrays of a call, kept alive with it.
+struct Group {
+  ArrayLists arrays;
+  std::vector<kernels::MagnitudeTensor> tensors;
+
+  Group(const py::sequence& objects, const std::vector<int64_t>& groups, int64_t stream) : arrays("tensors[0]", stream) {
+    if (groups.empty()) throw py::value_error("groups is empty; give at least one array and its group");
+    check_length("tensors", objects.size(), "groups", groups.size());
+    for (size_t i = 0; i < groups.size(); ++i) {
+      const Array& x = arrays.add(objects[i], element_name("tensors", i));
+      tensors.push_back({x.data, dtype_of(x, element_name("tensors", i)), x.numel(), int32_t(groups[i])});
+    }
+  }
+};
+
+py::tuple magnitude_histogram(const py::sequence& objects, const std::vector<int64_t>& groups, int64_t count,
+                              const py::object& bins_, int threads, const py::object& counts_, const py::object& squares_,
+                              int64_t stream) {
+  const Group group(objects, groups, stream);
+  const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
+  const Array bins = arguments.optional_input(bins_, "bins", {count}, "int32");
+  const int64_t columns = bins.data ? kernels::kLowerBins : kernels::kUpperBins;
+  const Output counts = arguments.output(counts_, "counts", {count, columns}, "int64");
+  const Output squares = arguments.output(squares_, "squares", {count}, "float64");
+  const kernels::HistogramOutput out{static_cast<const int32_t*>(bins.data), static_cast<int64_t*>(counts.array.data),
+                                     static_cast<double*>(squares.array.data)};
+  run_on(
+      group.arrays.first(), threads, stream,
+      [&](const auto& context) { kernels::magnitude_histogram_cpu(group.tensors, count, out, context); },
+      [&](const auto& context) {
+        LONGSPAN_CUDA_ENTRY(kernels::magnitude_histogram_cuda(group.tensors, count, out, context));
+      });
+  return py::make_tuple(counts.object, squares.object);
+}
+
+py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>& groups, const py::handle& wanted_,
+                        bool exact, int threads, const py::object& bits_, const py::object& cut_, const py::object& kept_,
+                        const py::object& squares_, int64_t stream) {
+  const Group group(objects, groups, stream);
+  const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
+  const Array wanted = borrow(wanted_, "wanted", "int64", 1, stream);
+  check_contiguous(wanted, "wanted");
+  check_device(wanted, "wanted", group.arrays.first(), "tensors[0]");
+  const int64_t count = wanted.shape[0];
+  const Output bits = arguments.output(bits_, "bits", {count}, "int32"),
+               cut = arguments.output(cut_, "cut", {count}, "int64");
+  const Output kept = arguments.output(kept_, "kept", {count}, "int64");
+  const Output squares = arguments.output(squares_, "squares", {2, count}, "float64");
+  const kernels::KthOutput out{static_cast<const int64_t*>(wanted.data), exact,
+                               static_cast<int32_t*>(bits.array.data),   static_cast<int64_t*>(cut.array.data),
+                               static_cast<int64_t*>(kept.array.data),   static_cast<double*>(squares.array.data)};
+  run_on(
+      group.arrays.first(), threads, stream,
+      [&](const auto& context) { kernels::kth_magnitude_cpu(group.tensors, count, out, context); },
+      [&](const auto& context) { LONGSPAN_CUDA_ENTRY(kernels::kth_magnitude_cuda(group.tensors, count, out, context)); });
+  return py::make_tuple(bits.object, cut.object, kept.object, squares.object);
+}
+
+}  // namespace
+
+void bind_magnitude(py::module_& m) {
+  m.def("magnitude_histogram", &magnitude_histogram, py::arg("tensors"), py::arg("groups"), py::arg("count"),
+        py::arg("bins") = py::none(), py::kw_only(), py::arg("threads") = 0, py::arg("counts") = py::none(),
+        py::arg("squares") = py::none(), py::arg("stream") = 1,
+        R"(Counts of magnitudes by their bits, and sums of squares, of groups of arrays: (counts, squares).
+
+tensors: contiguous float32, bfloat16 or float16; groups: the group of each, of `count`. Without bins, counts [count, 32768] are by
+the upper 15 bits without the sign; with bins int32 [count], counts [count, 65536] are by the lower 16 bits of elements whose upper
+bits are the group's bin. squares float64 [count]: of all, or of those above the bin. Memory and streams as in attention_fwd.)");
+  m.def("kth_magnitude", &kth_magnitude, py::arg("tensors"), py::arg("groups"), py::arg("wanted"), py::arg("exact") = true,
+        py::kw_only(), py::arg("threads") = 0, py::arg("bits") = py::none(), py::arg("cut") = py::none(),
+        py::arg("kept") = py::none(), py::arg("squares") = py::none(), py::arg("stream") = 1,
+        R"(The wanted-th largest magnitude of groups of arrays: (bits, cut, kept, squares).
+
+tensors, groups: as in magnitude_histogram; wanted int64 [G]. bits int32 [G]: of that magnitude as float32; cut int64 [G]: elements
+equal to it are among the first `wanted` if their number within the group is below; kept int64 [G]; squares float64 [2, G]: of the
+kept, and of all. Zeros are never kept. Memory and streams as in attention_fwd.)");
+}
+
+}  // namespace longspan::host

@@ -1,0 +1,201 @@
+#pragma once
+// What one worker does with a run of elements. Bits of a magnitude are those of float32; a 16-bit magnitude fills the upper
+// half. A reader has `bits`, and in the width of its elements `magnitude`, which orders alike, and `key`, the magnitude with
+// such bits.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "common/vec.h"
+#include "magnitude/magnitude.h"
+
+namespace longspan::kernels::LONGSPAN_ISA_NS {
+
+struct Float32Bits {
+  using Raw = uint32_t;
+  static uint32_t bits(Raw x) { return x & 0x7fffffffu; }
+  static int32_t magnitude(Raw x) { return int32_t(x & 0x7fffffffu); }
+  static int32_t key(uint32_t bits) { return int32_t(bits); }
+  static float value(Raw x) { return std::bit_cast<float>(x); }
+};
+
+struct BFloat16Bits {
+  using Raw = uint16_t;
+  static uint32_t bits(Raw x) { return uint32_t(x & 0x7fffu) << 16; }
+  static int16_t magnitude(Raw x) { return int16_t(x & 0x7fffu); }
+  static int16_t key(uint32_t bits) { return int16_t(bits >> 16); }
+  static float value(Raw x) { return to_float({x}); }
+};
+
+struct Float16Bits {
+  using Raw = uint16_t;
+  static uint32_t bits(Raw x) { return uint32_t(x & 0x7fffu) << 16; }
+  static int16_t magnitude(Raw x) { return int16_t(x & 0x7fffu); }
+  static int16_t key(uint32_t bits) { return int16_t(bits >> 16); }
+  static float value(Raw x) { return float(std::bit_cast<_Float16>(x)); }
+};
+
+/// Calls `body` with the reader of a dtype.
+template <class Body>
+auto with_reader(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kBFloat16: return body(BFloat16Bits{});
+    case DType::kFloat16: return body(Float16Bits{});
+    default: return body(Float32Bits{});
+  }
+}
+
+inline constexpr int kRun = 64;      // elements whose place is decided at once
+inline constexpr int kBlock = 1024;  // elements that are in the first-level cache for both loops
+inline constexpr int kSums = 16;     // partial sums of squares, a fixed number so that every instruction set adds alike
+inline constexpr int64_t kCounters =
+    2 * kUpperBins;  // of a worker: two histograms in turns, so that equal neighbours do not wait
+
+/// Elements with bits in [low, high] are counted, at (bits - low) >> shift.
+struct Range {
+  uint32_t low, high;
+  int shift;
+  int64_t bins() const { return int64_t((high - low) >> shift) + 1; }
+  bool everything() const { return low == 0 && high == 0x7fffffffu; }
+  /// The upper bins [first, last].
+  static Range upper(uint32_t first, uint32_t last) { return {first << 16, last << 16 | 0xffffu, 16}; }
+  static Range upper() { return upper(0, uint32_t(kUpperBins) - 1); }
+  /// The magnitudes of one upper bin.
+  static Range lower(uint32_t bin) { return {bin << 16, bin << 16 | 0xffffu, 0}; }
+};
+
+/// What a pass adds up beside its counts: elements above the range, their squares, and the squares of all.
+struct Sums {
+  int64_t above = 0;
+  double above_squares = 0, squares = 0;
+};
+
+/// Which sums of squares a pass needs.
+enum class Squares : int8_t { kAll = 1, kAbove = 2, kBoth = 3 };
+
+/// The sum of value^2.
+inline double sum_of_squares(const float* values, int n) {
+  constexpr int kVecs = kSums / kLanes<double>;
+  Vec<double> sums[kVecs] = {};
+  double rest[kSums] = {};
+  int i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int j = 0; j < kVecs; ++j) {
+      Vec<double> value;
+      for (int lane = 0; lane < kLanes<double>; ++lane) value[lane] = values[i + j * kLanes<double> + lane];
+      sums[j] += value * value;
+    }
+  for (int j = 0; i < n; ++i, ++j) rest[j] = double(values[i]) * double(values[i]);
+  double sum = 0;
+  for (int j = 0; j < kSums; ++j) sum += sums[j / kLanes<double>][j % kLanes<double>] + rest[j];
+  return sum;
+}
+
+/// Adds the squares of elements [0, n), at most kBlock.
+template <class Reader>
+void add_squares(const typename Reader::Raw* x, int n, uint32_t high, Squares which, Sums& sums) {
+  float values[kBlock];
+  if (int(which) & int(Squares::kAll)) {
+    for (int i = 0; i < n; ++i) values[i] = Reader::value(x[i]);
+    sums.squares += sum_of_squares(values, n);
+  }
+  if (int(which) & int(Squares::kAbove)) {
+    const auto limit = Reader::key(high);
+    for (int i = 0; i < n; ++i) values[i] = Reader::magnitude(x[i]) > limit ? Reader::value(x[i]) : 0.f;
+    sums.above_squares += sum_of_squares(values, n);
+  }
+}
+
+/// Which of kRun elements are in the range, a bit each.
+template <class Reader>
+uint64_t members(const typename Reader::Raw* x, const Range& range, int64_t& above) {
+  alignas(64) uint8_t inside[kRun];
+  const auto low = Reader::key(range.low), high = Reader::key(range.high);
+  int32_t higher = 0;
+  for (int j = 0; j < kRun; ++j) {
+    const auto key = Reader::magnitude(x[j]);
+    inside[j] = uint8_t(key >= low) & uint8_t(key <= high);
+    higher += key > high;
+  }
+  above += higher;
+  uint64_t out = 0;
+  for (int j = 0; j < kRun; j += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, inside + j, 8);
+    out |= (bytes * 0x0102040810204080u >> 56) << j;  // the low bits of eight bytes
+  }
+  return out;
+}
+
+/// Counts the elements of a range that holds few of them.
+template <class Reader>
+void count_some(const typename Reader::Raw* x, int n, const Range& range, uint32_t* counters, Sums& sums) {
+  int i = 0;
+  for (; i + kRun <= n; i += kRun)
+    for (uint64_t found = members<Reader>(x + i, range, sums.above); found; found &= found - 1)
+      ++counters[(Reader::bits(x[i + std::countr_zero(found)]) - range.low) >> range.shift];
+  for (; i < n; ++i) {
+    const uint32_t bits = Reader::bits(x[i]);
+    if (bits > range.high)
+      ++sums.above;
+    else if (bits >= range.low)
+      ++counters[(bits - range.low) >> range.shift];
+  }
+}
+
+/// Counts all elements by their upper bits, into two histograms.
+template <class Reader>
+void count_all(const typename Reader::Raw* x, int n, uint32_t* counters) {
+  uint32_t *even = counters, *odd = counters + kUpperBins;
+  uint16_t keys[kRun];
+  int i = 0;
+  for (; i + kRun <= n; i += kRun) {
+    uint16_t any = 0;
+    for (int j = 0; j < kRun; ++j) {
+      keys[j] = uint16_t(Reader::bits(x[i + j]) >> 16);
+      any |= keys[j];
+    }
+    if (!any) {  // rows without a gradient are frequent, and one counter would wait for itself
+      even[0] += kRun;
+      continue;
+    }
+    for (int j = 0; j < kRun; j += 2) ++even[keys[j]], ++odd[keys[j + 1]];
+  }
+  for (; i < n; ++i) ++even[Reader::bits(x[i]) >> 16];
+}
+
+/// One pass: counts into counters [kCounters], of which those of a range of everything are two histograms.
+template <class Reader>
+Sums count(const typename Reader::Raw* x, int64_t n, const Range& range, Squares which, uint32_t* counters) {
+  Sums sums;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int here = int(std::min<int64_t>(kBlock, n - first));
+    add_squares<Reader>(x + first, here, range.high, which, sums);
+    range.everything() ? count_all<Reader>(x + first, here, counters)
+                       : count_some<Reader>(x + first, here, range, counters, sums);
+  }
+  return sums;
+}
+
+/// How many elements have exactly these bits.
+template <class Reader>
+int64_t count_equal(const typename Reader::Raw* x, int64_t n, uint32_t bits) {
+  int64_t found = 0;
+  for (int64_t first = 0; first < n; first += 1 << 15) {
+    uint32_t some = 0;
+    const int64_t end = std::min<int64_t>(n, first + (1 << 15));
+    for (int64_t i = first; i < end; ++i) some += Reader::bits(x[i]) == bits;
+    found += some;
+  }
+  return found;
+}
+
+/// One past the place of the `wanted`-th element with these bits.
+template <class Reader>
+int64_t place_of(const typename Reader::Raw* x, int64_t n, uint32_t bits, int64_t wanted) {
+  for (int64_t i = 0; i < n; ++i)
+    if (Reader::bits(x[i]) == bits && --wanted == 0) return i + 1;
+  return n;
+}
+
+}  // namespace longspan::kernels::LONGSPAN_ISA_NS

@@ -1,0 +1,140 @@
+"""The k-th largest magnitude against sorting: exactness, ties, zeros, groups, and bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longspan.memory import measure
+from longspan.ops.magnitude import Thresholds, kth_magnitude, magnitude_histogram
+from longspan.ops.reference import magnitude as reference
+from tests.laws import assert_threads_change_no_bit
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def kept_of(found: Thresholds, tensors: list[Tensor], group: int = 0) -> Tensor:
+    """Which elements of a group the threshold and the cut keep, bool [n]."""
+    flat = torch.cat([x.flatten().float() for x in tensors]).abs()
+    bits = flat.view(torch.int32)
+    number = torch.arange(len(flat))
+    return (bits > found.bits[group]) | ((bits == found.bits[group]) & (number < found.cut[group]))
+
+
+def assert_as_sorted(tensors: list[Tensor], wanted: int, *, exact: bool = True) -> None:
+    found = kth_magnitude(tensors, [wanted], groups=[0] * len(tensors), exact=exact)
+    threshold, kept = reference.kth_magnitude(tensors, wanted, exact=exact)
+    assert found.values.item() == threshold
+    assert torch.equal(kept_of(found, tensors), kept)
+    assert found.kept.item() == kept.sum()
+    flat = torch.cat([x.flatten().double() for x in tensors]).square()
+    torch.testing.assert_close(found.squares[0], flat[kept].sum(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.all_squares[0], flat.sum(), rtol=1e-13, atol=0)
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=4),
+    share=st.floats(0, 1),
+    exact=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    scale=st.sampled_from([0.0, 1e-42, 1e-6, 1.0, 1e4]),
+    levels=st.sampled_from([0, 1, 7]),
+)
+def test_as_sorted(sizes: list[int], share: float, exact: bool, dtype: torch.dtype, scale: float, levels: int) -> None:
+    torch.manual_seed(sum(sizes))
+    tensors = [torch.randn(n) for n in sizes]
+    if levels:  # many equal ones
+        tensors = [(x * levels).round() / levels for x in tensors]
+    tensors = [(x * scale).to(dtype) for x in tensors]
+    total = sum(sizes)
+    if total:
+        assert_as_sorted(tensors, max(1, min(total, int(share * total))), exact=exact)
+
+
+def test_float32_and_bfloat16_share_a_group() -> None:
+    torch.manual_seed(0)
+    assert_as_sorted([torch.randn(300), torch.randn(70, 11).bfloat16(), torch.randn(5)], 321)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_group_that_all_workers_share(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    assert_as_sorted([torch.randn((1 << 22) + 12345).to(dtype)], 1 << 20)
+
+
+def test_groups_in_any_order_are_as_alone() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(n) for n in (100, 30, 500, 7)]
+    groups = [2, 1, 0, 0]
+    found = kth_magnitude(tensors, [200, 9, 40], groups=groups)
+    for group, wanted in ((0, 200), (1, 9), (2, 40)):
+        own = [x for x, g in zip(tensors, groups, strict=True) if g == group]
+        alone = kth_magnitude(own, [wanted], groups=[0] * len(own))
+        assert found.bits[group] == alone.bits[0]
+        assert found.kept[group] == alone.kept[0]
+
+
+def test_powers_of_two_scale_the_threshold_and_permutations_permute_the_mask() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(999)
+    found = kth_magnitude([x], [200])
+    for e in (-20, 3, 30):
+        assert kth_magnitude([x * 2.0**e], [200]).values == found.values * 2.0**e
+    order = torch.randperm(999)
+    assert torch.equal(kept_of(kth_magnitude([x[order]], [200]), [x[order]]), kept_of(found, [x])[order])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_histogram_counts_every_element_once_and_shards_add_up(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5000).to(dtype)
+    counts, _ = magnitude_histogram([x])
+    assert torch.equal(counts[0], reference.magnitude_histogram([x]))
+    parts = [magnitude_histogram([part.contiguous()])[0] for part in x.tensor_split(7)]
+    assert torch.equal(sum(parts), counts)
+
+
+def test_not_finite_shows_in_the_squares() -> None:
+    for value in (torch.inf, torch.nan):
+        x = torch.ones(100)
+        x[37] = value
+        assert not kth_magnitude([x], [10]).all_squares.isfinite()
+    assert kth_magnitude([torch.full((100,), 3e38)], [10]).all_squares.isfinite()
+
+
+def test_threads_change_no_bit() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(n) for n in ((1 << 22) + 1, 1000, 77777)]
+
+    def run() -> dict[str, Tensor]:
+        found = kth_magnitude(tensors, [1000, 10, 7000])
+        return {name: getattr(found, name) for name in ("bits", "cut", "kept", "squares", "all_squares")}
+
+    assert_threads_change_no_bit(run)
+
+
+def test_no_copy_of_the_tensors_is_made() -> None:
+    x = torch.randn(1 << 21)
+    with measure() as m:
+        kth_magnitude([x], [1000])
+    assert m.peak_bytes < x.nbytes / 4
+
+
+def test_mistakes_are_named() -> None:
+    x = torch.randn(10)
+    for call, message in (
+        (lambda: kth_magnitude([], []), "the list of tensors is empty"),
+        (lambda: kth_magnitude([x], [11]), r"wanted\[0\] is 11; group 0 has 10 elements, so 1 to 10 is allowed"),
+        (lambda: kth_magnitude([x], [0]), r"wanted\[0\] is 0"),
+        (lambda: kth_magnitude([x.double()], [1]), r"tensors\[0\] is torch.float64; allowed: float32"),
+        (lambda: kth_magnitude([x, x.half()], [1], groups=[0, 0]), "group 0 has float16 and other dtypes"),
+        (lambda: kth_magnitude([x[::2]], [1]), r"tensors\[0\] must be contiguous"),
+        (lambda: kth_magnitude([x], [1, 2]), "wanted has 2 numbers; there are 1 groups"),
+        (lambda: magnitude_histogram([x], bins=torch.zeros(1)), "bins is torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
