@@ -59,10 +59,9 @@ def run(length: int, recompute: str, what: str) -> int:
     batch = batch_of(recipe)
 
     def steps() -> None:
-        optimizer = build_optimizer(recipe.update.engine, model.parameters())
+        optimizer = build_optimizer(recipe, model)
         for _ in range(STEPS):
             model(**batch, num_items_in_batch=(batch["labels"] != -100).sum())["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.trainer.clip)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from typing import Any
 
 import torch
@@ -45,17 +44,16 @@ def peak_of_steps(model: Any, recipe: Recipe, steps: int = 2) -> int:
     gc.collect()
     held = held_bytes(model)
     with measure() as m:
-        optimizer = build_optimizer(recipe.update.engine, model.parameters())
+        optimizer = build_optimizer(recipe, model)
         for _ in range(steps):
             _step(model, recipe, optimizer)
     return held + m.peak_bytes
 
 
-def _step(model: Any, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
+def _step(model: Any, recipe: Recipe, optimizer: Any) -> None:
     for _ in range(recipe.trainer.accumulate):
         _loss(model, recipe).backward()
-    owners = getattr(optimizer, "masters", None) or list(model.parameters())
-    torch.nn.utils.clip_grad_norm_(owners, recipe.trainer.clip or math.inf)
+    optimizer.prepare()
     optimizer.step()
     optimizer.zero_grad()
 

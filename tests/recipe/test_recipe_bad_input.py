@@ -151,16 +151,37 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
         "adapter.also_train: unknown part to train as well 'norm'; did you mean 'norms'? available: embeddings, norms",
     ),
     (
-        {"update": {"engine": {"method": "mezo"}}},
-        "update.engine: update engine method 'mezo' is not available yet; available: adamw, sgd",
+        {"update": {"engine": {"method": "meso"}}},
+        "update.engine: unknown update engine method 'meso'; did you mean 'mezo'? available: adamw, es, mezo, sgd",
     ),
     (
-        {"update": {"transforms": [{"method": "gmt", "keep_ratio": 0.2}]}},
-        "update.transforms.0: update transform method 'gmt' is not available yet; available: none",
+        {"update": {"transforms": [{"method": "gmt", "mask_ratio": 0.2}]}},
+        "unknown key update.transforms.0.mask_ratio; did you mean update.transforms.0.keep_ratio?",
+    ),
+    (
+        {"update": {"transforms": [{"method": "gmt"}, {"method": "hft"}]}},
+        "update: gmt and hft each say what takes part; give one of them",
+    ),
+    (
+        {"update": {"transforms": [{"method": "gmt"}, {"method": "gmt"}]}},
+        "update: transforms has gmt twice; give it once",
+    ),
+    (
+        {"update": {"engine": {"method": "mezo"}, "transforms": [{"method": "gmt"}]}},
+        "update: engine mezo has no gradients for gmt; give engine adamw or sgd",
+    ),
+    (
+        {"update": {"groups": [{"keep_ratio": 0.5}]}},
+        "update: a group has a keep_ratio, which only the transform gmt reads; add it",
+    ),
+    (
+        {"update": {"groups": [{"freeze": True, "reinit": True}]}},
+        "update.groups.0: what is frozen is not stepped: freeze stands alone",
     ),
     (
         {"update": {"groups": ["norms"]}},
-        "update.groups: parameter groups are not available yet; leave the list empty, not ('norms',)",
+        "update.groups.0: must be a mapping with the keys names, layers, lr_scale, layer_decay, weight_decay, "
+        "keep_ratio, freeze, reinit, not 'norms'",
     ),
     (
         {"update": {"hooks": ["ema"]}},

@@ -30,14 +30,14 @@ def method(name: str) -> type[Method]:
 
 @pytest.mark.usefixtures("clean")
 def test_a_registered_method_is_found_and_no_longer_reserved() -> None:
-    assert "mezo" in registry.reserved("update_engine")
-    made = registry.register("update_engine", "mezo")(method("mezo"))
-    assert registry.lookup("update_engine", "mezo") is made
-    assert made.axis == "update_engine"
-    assert "mezo" not in registry.reserved("update_engine")
-    assert "mezo" in registry.available("update_engine")
-    registry.reserve("update_engine", "mezo")
-    assert "mezo" not in registry.reserved("update_engine")
+    assert "yarn" in registry.reserved("positions")
+    made = registry.register("positions", "yarn")(method("yarn"))
+    assert registry.lookup("positions", "yarn") is made
+    assert made.axis == "positions"
+    assert "yarn" not in registry.reserved("positions")
+    assert "yarn" in registry.available("positions")
+    registry.reserve("positions", "yarn")
+    assert "yarn" not in registry.reserved("positions")
 
 
 @pytest.mark.usefixtures("clean")
@@ -68,9 +68,12 @@ def test_a_class_must_carry_the_name_it_is_registered_under() -> None:
         ("positions", "yarn", "positions method 'yarn' is not available yet; available: linear, none"),
         ("positions", "yarm", "unknown positions method 'yarm'; did you mean 'yarn'? available: linear, none"),
         ("adapters", "prefix", "adapters method 'prefix' is not available yet; available: lora, none"),
-        ("update_engine", "mezo", "update engine method 'mezo' is not available yet; available: adamw, sgd"),
-        ("update_engine", 3, "update engine method must be a name, not 3; available: adamw, sgd"),
-        ("update_transform", "gmt", "update transform method 'gmt' is not available yet; available: none"),
+        ("update_engine", 3, "update engine method must be a name, not 3; available: adamw, es, mezo, sgd"),
+        (
+            "update_transform",
+            "gtm",
+            "unknown update transform method 'gtm'; did you mean 'gmt'? available: component_clip, gmt, hft, neft",
+        ),
         ("objective", "dft", "objective method 'dft' is not available yet; available: sft"),
         ("colour", "red", f"unknown axis 'colour'; axes: {', '.join(registry.AXES)}"),
     ],
@@ -85,8 +88,7 @@ def test_names_that_cannot_be_used(axis: str, name: object, message: str) -> Non
     ("axis", "names"),
     [
         ("positions", ["ntk", "yarn", "longrope", "self_extend"]),
-        ("update_engine", ["mezo", "es"]),
-        ("update_transform", ["gmt", "hft", "neft", "component_clip"]),
+        ("adapters", ["bottleneck", "prefix"]),
     ],
 )
 def test_methods_of_later_versions_are_known_by_name(axis: str, names: list[str]) -> None:
@@ -97,6 +99,7 @@ def test_methods_of_later_versions_are_known_by_name(axis: str, names: list[str]
 @pytest.mark.parametrize("axis", registry.AXES)
 def test_every_method_validates_from_its_own_dump(axis: str) -> None:
     needed = {"linear": {"factor": 2.0}, "window": {"size": 8}}
+    needed |= {"component_clip": {"max_norm": 1.0}, "neft": {"neurons": "file"}}
     for name in registry.available(axis):
         config = registry.lookup(axis, name).model_validate({"method": name, **needed.get(name, {})})
         assert registry.lookup(axis, name).model_validate(config.model_dump(mode="json")) == config

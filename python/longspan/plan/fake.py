@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from longspan import adapters
+from longspan import adapters, updates
 from longspan.patch.install import causal_model, patch
 from longspan.recipe import Recipe
 
@@ -54,6 +54,8 @@ def build(recipe: Recipe, config: Any, *, patched: bool, depth: int | None = Non
         if depth is not None and layers is not None and depth < count and alike(list(layers)):
             del layers[depth:]
         model = adapters.attach(model, recipe.adapter)
+        whole = recipe.adapter.method == "none"
+        updates.select(model, recipe.update, seed=recipe.seed, all_weights=whole, partial=True)
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from longspan.plan.ledger import GRADIENTS, INPUTS, OPTIMIZER, WEIGHTS, Ledger
 from longspan.plan.parts import Parts
 from longspan.recipe import Recipe
 
-MakeOptimizer = Callable[[Any, Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Recipe, nn.Module], torch.optim.Optimizer]
 
 
 def dry_run(
@@ -41,16 +40,21 @@ def dry_run(
         with ledger, parts.watching(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ledger.hold(_tensors(model), WEIGHTS)
-            optimizer = make_optimizer(recipe.update.engine, model.parameters())
-            _make_state(optimizer)
+            optimizer: Any = make_optimizer(recipe, model)
+            forward_only = recipe.update.engine.forward_only
+            if not forward_only:
+                _make_state(optimizer)
             ledger.hold(_state(optimizer), OPTIMIZER)
             ledger.begin()
+            if forward_only:
+                model.eval()
+                _forward(model, recipe, ledger)
+                return ledger.peaks()
             for _ in range(min(recipe.trainer.accumulate, 2)):
                 _forward_backward(model, recipe, ledger)
                 ledger.hold(_gradients(model, optimizer), GRADIENTS)
             ledger.mark("update")
-            owners = getattr(optimizer, "masters", None) or list(model.parameters())
-            torch.nn.utils.clip_grad_norm_(owners, recipe.trainer.clip or math.inf)
+            optimizer.prepare()
             optimizer.step()
             return ledger.peaks()
     finally:
@@ -68,19 +72,22 @@ def batch_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _forward_backward(model: Any, recipe: Recipe, ledger: Ledger) -> None:
-    batch = batch_of(recipe)
-    tensors = [x for x in batch.values() if isinstance(x, Tensor)]
-    ledger.hold(tensors, INPUTS)
-    ledger.mark("forward")
-    labels = (batch["labels"] != -100).sum()
-    with ledger.running_forward():
-        loss = _loss(model, batch, labels)
-    del batch, tensors
+    loss = _forward(model, recipe, ledger)
     ledger.mark("backward")
     one = torch.ones((), dtype=loss.dtype)
     if ledger.machine.device == "cuda":
         one = ledger.mode.from_tensor(one)  # a factor on a GPU cannot be read for free
     torch.autograd.backward(loss, one)
+
+
+def _forward(model: Any, recipe: Recipe, ledger: Ledger) -> Tensor:
+    batch = batch_of(recipe)
+    tensors = [x for x in batch.values() if isinstance(x, Tensor)]
+    ledger.hold(tensors, INPUTS)
+    ledger.mark("forward")
+    labels = (batch["labels"] != -100).sum()
+    with ledger.running_forward(), torch.set_grad_enabled(not recipe.update.engine.forward_only):
+        return _loss(model, batch, labels)
 
 
 def _loss(model: Any, batch: dict[str, Any], items: Tensor) -> Tensor:

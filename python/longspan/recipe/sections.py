@@ -10,7 +10,7 @@ from longspan.attention import AttentionMethod, FullAttention
 from longspan.ffn import DenseFeedForward, FeedForwardMethod
 from longspan.recipe.sizes import parse_size
 from longspan.registry import Bool, Config, Float, Int, choose, one_of
-from longspan.updates import AdamW, UpdateEngine, UpdateTransform
+from longspan.updates import AdamW, ParameterGroup, UpdateEngine, UpdateTransform
 
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
 OFFLOAD = ("none", "cpu")
@@ -49,25 +49,40 @@ class FeedForwardSection(Config):
         return self
 
 
-def _none_yet(what: str) -> Any:
-    def check(given: Any) -> Any:
-        if given:
-            raise ValueError(f"{what} are not available yet; leave the list empty, not {given!r}")
-        return given
-
-    return check
-
-
 class UpdateSection(Config):
     """Which parameters change, and how: one engine, then transforms, groups and hooks in order."""
 
     engine: Annotated[SerializeAsAny[UpdateEngine], one_of("update_engine")] = AdamW()
     transforms: tuple[Annotated[SerializeAsAny[UpdateTransform], one_of("update_transform")], ...] = ()
-    groups: tuple[Any, ...] = ()
+    groups: tuple[ParameterGroup, ...] = ()
     hooks: tuple[Any, ...] = ()
 
-    _groups = field_validator("groups")(_none_yet("parameter groups"))
-    _hooks = field_validator("hooks")(_none_yet("update hooks"))
+    @field_validator("hooks")
+    @classmethod
+    def _no_hooks_yet(cls, given: Any) -> Any:
+        if given:
+            raise ValueError(f"update hooks are not available yet; leave the list empty, not {given!r}")
+        return given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> UpdateSection:
+        names = [transform.method for transform in self.transforms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"transforms has {name} twice; give it once")
+        choosing = [name for name in names if name in ("gmt", "hft", "neft")]
+        if len(choosing) > 1:
+            raise ValueError(f"{' and '.join(choosing)} each say what takes part; give one of them")
+        if self.engine.forward_only and (
+            with_gradients := [name for name in names if name in ("gmt", "component_clip")]
+        ):
+            raise ValueError(
+                f"engine {self.engine.method} has no gradients for {' and '.join(with_gradients)}; give engine adamw "
+                "or sgd"
+            )
+        if any(group.keep_ratio is not None for group in self.groups) and "gmt" not in names:
+            raise ValueError("a group has a keep_ratio, which only the transform gmt reads; add it")
+        return self
 
 
 class LeanSection(Config):

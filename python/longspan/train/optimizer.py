@@ -1,4 +1,4 @@
-"""From a recipe's update engine to a torch optimizer; float32 master weights under bfloat16."""
+"""From a recipe to its optimizer; float32 master weights under bfloat16."""
 
 from __future__ import annotations
 
@@ -9,54 +9,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan import updates
+from longspan.recipe import Recipe
 
-def build_optimizer(
-    engine: Any, parameters: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
-) -> torch.optim.Optimizer:
-    """The optimizer of `recipe.update.engine` over the parameters that train; `undecayed` have no weight decay.
 
-    Parameters in bfloat16 are stepped through float32 masters (see `MasterWeights`). Raises ValueError if
-    nothing trains or if the engine has no optimizer here.
+def build_optimizer(recipe: Recipe, model: nn.Module, undecayed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    """The optimizer of `recipe.update` over the parameters that train; `undecayed` have no weight decay.
+
+    The norm of gradients is bounded by `recipe.trainer.clip` inside the step. Parameters in bfloat16 are stepped
+    through float32 masters (see `MasterWeights`). Raises ValueError if nothing trains.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise ValueError("no parameter of the model trains; check recipe.adapter")
+        raise ValueError("no parameter of the model trains; check recipe.adapter and recipe.update.groups")
     alone = {id(parameter) for parameter in undecayed}
-    make = functools.partial(_grouped, _factory(engine), [id(parameter) in alone for parameter in trained])
-    if any(parameter.dtype != torch.float32 for parameter in trained):
-        return MasterWeights(trained, make)
-    return make(trained)
+    plain = [name for name, p in trained.items() if id(p) in alone]
 
-
-def _grouped(
-    make: Callable[[list[Any]], torch.optim.Optimizer], plain: list[bool], parameters: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Two groups where some parameters have no weight decay, else one."""
-    if not any(plain):
-        return make(parameters)
-    decayed = [p for p, alone in zip(parameters, plain, strict=True) if not alone]
-    others = [p for p, alone in zip(parameters, plain, strict=True) if alone]
-    groups = [{"params": decayed}] if decayed else []
-    return make([*groups, {"params": others, "weight_decay": 0.0}])
-
-
-def _factory(engine: Any) -> Callable[[list[Any]], torch.optim.Optimizer]:
-    if engine.method == "adamw":
-        # The fused step reads every tensor once; it exists on CPU and CUDA and gives the same bits on every
-        # run.
-        return functools.partial(
-            torch.optim.AdamW,
-            lr=engine.lr,
-            betas=tuple(engine.betas),
-            eps=engine.eps,
-            weight_decay=engine.weight_decay,
-            fused=True,
+    def make(named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        return updates.build(
+            recipe.update,
+            named,
+            clip=recipe.trainer.clip,
+            seed=recipe.seed,
+            undecayed=[named[name] for name in plain],
         )
-    if engine.method == "sgd":
-        return functools.partial(
-            torch.optim.SGD, lr=engine.lr, momentum=engine.momentum, weight_decay=engine.weight_decay
-        )
-    raise ValueError(f"update engine {engine.method!r} has no optimizer; available: adamw, sgd")
+
+    if recipe.update.engine.forward_only or all(p.dtype == torch.float32 for p in trained.values()):
+        return make(trained)
+    return MasterWeights(trained, make)
 
 
 class MasterWeights(torch.optim.Optimizer):
@@ -64,18 +44,16 @@ class MasterWeights(torch.optim.Optimizer):
     3.1).
 
     A step of bfloat16 weights smaller than their spacing would be lost; here the step happens in float32 and
-    its result is rounded into the model. Gradients are moved into the float32 copies as soon as backward has
-    finished with a parameter, so accumulation over micro-batches is float32 too, and `parameter.grad` is
+    its result is rounded into the model in the same pass. Gradients are moved into the float32 copies as soon as
+    backward has finished with a parameter, so accumulation over micro-batches is float32 too, and `parameter.grad` is
     always None. A parameter that is float32 already is its own master.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], make: Callable[[list[Any]], torch.optim.Optimizer]) -> None:
-        self.trained = parameters
-        self.masters = [
-            parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float().clone())
-            for parameter in parameters
-        ]
-        self.inner = make(self.masters)
+    def __init__(self, named: dict[str, nn.Parameter], make: Callable[[dict[str, nn.Parameter]], Any]) -> None:
+        self.trained = list(named.values())
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.trained]
+        self.inner: Any = make(dict(zip(named, self.masters, strict=True)))
+        self.inner.copies = {master: parameter for parameter, master in self.copies}
         self._handles = [
             parameter.register_post_accumulate_grad_hook(functools.partial(_move_gradient, master))
             for parameter, master in self.copies
@@ -85,14 +63,16 @@ class MasterWeights(torch.optim.Optimizer):
         self.param_groups = self.inner.param_groups
         self.state = self.inner.state
 
+    def prepare(self) -> torch.Tensor | None:
+        """The norm that clips, of the float32 gradients; see `longspan.updates.FusedOptimizer.prepare`."""
+        norm: torch.Tensor | None = self.inner.prepare()
+        return norm
+
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step in float32, rounded into the model's parameters; clears the gradients."""
         if closure is not None:
             raise ValueError("MasterWeights.step takes no closure")
         self.inner.step()
-        with torch.no_grad():
-            for parameter, master in self.copies:
-                parameter.copy_(master)
         self.zero_grad()
 
     @property

@@ -36,9 +36,9 @@ class Recorder(TrainerCallback):
     """Collects a StepRecord per optimizer step and writes every `log_every` of them as one line.
 
     A line of `log.jsonl` holds: step, epoch (passes over the rows), loss (mean of the steps since the last
-    line), grad_norm and learning_rate of its last step, tokens_per_second and seconds_per_step over the same
-    steps, tokens (since the run began), peak_memory_bytes (see `memory`) and, with a GPU, peak_cuda_bytes. `notes` are
-    written into every line, and so is what `figures` returns when the line is written.
+    line), grad_norm and learning_rate (the largest of the parameter groups) of its last step, tokens_per_second and
+    seconds_per_step over the same steps, tokens (since the run began), peak_memory_bytes (see `memory`) and, with a
+    GPU, peak_cuda_bytes. `notes` are written into every line, and what `figures` returns when the line is written.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
+        self._rate = float(max(kwargs["lr_scheduler"].get_last_lr()))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = float(torch.stack(self._losses).sum())

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from longspan import data, folders
+from longspan import data, folders, updates
 from longspan.nn.beside import beside_modules
 from longspan.patch.decoder import run_decoder
 from longspan.patch.figures import figures_of
@@ -251,6 +251,7 @@ def prepare(recipe: Recipe, *, cache_dir: str | Path | None = None, patched: boo
     positions = None if recipe.positions.method == "none" else recipe.positions
     model, tokenizer = load_model(recipe.model, recipe.dtype, positions=positions, cache_dir=cache_dir)
     model = weights.attach(model, recipe)
+    updates.select(model, recipe.update, seed=recipe.seed, all_weights=recipe.adapter.method == "none")
     dtype = resolve_dtype(recipe.dtype)
     for parameter in model.parameters():
         # One dtype in the graph: PEFT makes float32 adapters; precision is kept by the optimizer's masters.

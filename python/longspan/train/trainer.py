@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longspan.nn.beside import beside_parameters
 from longspan.recipe import Recipe
 from longspan.train import checkpoint, weights
-from longspan.train.optimizer import MasterWeights, build_optimizer
+from longspan.train.optimizer import build_optimizer
 from longspan.train.record import Recorder
 from longspan.train.sampler import RunSampler
 
@@ -107,7 +107,7 @@ class LongTrainer(Trainer):
         if self.optimizer is None:
             owner: Any = self.model if model is None else model
             undecayed = beside_parameters(owner)
-            self.optimizer = build_optimizer(self.recipe.update.engine, owner.parameters(), undecayed)
+            self.optimizer = build_optimizer(self.recipe, owner, undecayed)
         return self.optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
@@ -120,19 +120,37 @@ class LongTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         tokens = inputs["input_ids"].numel()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.recipe.update.engine.forward_only:
+            loss = self._measure(model, inputs, num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._refuse_infinite("loss", float(loss))
         self.recorder.add_batch(loss, tokens)
         return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        # Trainer asks for this only if clipping is on; 0 is off and only measures.
-        limit = self.args.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self._gradient_owners(model), limit)
+    def _measure(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """A micro-batch of an engine that needs losses only; no dropout, nothing is saved for a backward."""
+        inputs = self._prepare_inputs(inputs)
+        maximised = self.recipe.update.engine.method == "es"
 
-    def _gradient_owners(self, model: nn.Module) -> list[nn.Parameter]:
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return optimizer.masters if isinstance(optimizer, MasterWeights) else list(model.parameters())
+        def metric() -> torch.Tensor:
+            loss: Any = self.compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
+            return -loss.float() if maximised else loss.float()
+
+        model.eval()
+        mean: float = self._bare_optimizer().estimate(metric)
+        return torch.tensor(-mean if maximised else mean)
+
+    def _bare_optimizer(self) -> Any:
+        """Ours, without Accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # Trainer asks for this only if clipping is on. The step itself clips; here the norm is measured.
+        norm = self._bare_optimizer().prepare()
+        return torch.zeros(()) if norm is None else norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm

@@ -1,13 +1,50 @@
-"""What the configs of update engines and of update transforms share."""
+"""What the configs of update engines and of update transforms share, and what the trainer asks of them."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, ClassVar
+
 from longspan.registry import Method
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 
 class UpdateEngine(Method):
     """Config of an update engine: how trained parameters change in a step."""
 
+    # Whether a step needs losses only: no backward pass runs, and nothing is saved for one.
+    forward_only: ClassVar[bool] = False
+
+    def optimizer(self, groups: list[dict[str, Any]], *, seed: int, **options: Any) -> Optimizer:
+        """The optimizer over groups of named parameters; options: of `longspan.updates.FusedOptimizer`."""
+        raise NotImplementedError
+
 
 class UpdateTransform(Method):
     """Config of an update transform: what happens to gradients between accumulation and the engine."""
+
+    # Whether it says by itself what trains, so that all of the model's weights must.
+    needs_all_weights: ClassVar[bool] = False
+
+    def select(self, model: nn.Module, *, seed: int, partial: bool = False) -> None:
+        """Freezes what does not train, before there is an optimizer; partial: the model lacks some of its layers."""
+
+    def options(self, named: dict[str, nn.Parameter]) -> dict[str, Any]:
+        """Options of `longspan.updates.FusedOptimizer` that it sets."""
+        return {}
+
+    def group_of(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
+        """Options of the parameter group that a parameter belongs to."""
+        return {}
+
+    def attach(self, optimizer: Any, named: dict[str, nn.Parameter]) -> None:
+        """What is told to an optimizer that exists."""
+
+
+def no_gradients(engine: str, options: dict[str, Any]) -> None:
+    """Refuses options about gradients for an engine that has none."""
+    given = [name for name in ("mask", "clip") if options.get(name) is not None]
+    if given:
+        raise ValueError(f"update engine {engine!r} has no gradients, so it takes no {' and no '.join(given)}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from longspan.registry import Float, register
 from longspan.updates.base import UpdateEngine
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 @register("update_engine", "sgd")
@@ -18,3 +21,9 @@ class Sgd(UpdateEngine):
     lr: Float = Field(default=1e-2, gt=0, allow_inf_nan=False)
     momentum: Float = Field(default=0.0, ge=0, lt=1)
     weight_decay: Float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    def optimizer(self, groups: list[dict[str, Any]], *, seed: int, **options: Any) -> Optimizer:
+        """`longspan.updates.FusedSGD`."""
+        from longspan.updates.optimizers import FusedSGD
+
+        return FusedSGD(groups, self.lr, self.momentum, self.weight_decay, seed=seed, **options)
