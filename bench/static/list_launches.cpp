@@ -21,7 +21,7 @@ void magnitude(const std::string& what, DType dtype) {
   for (int64_t i = 0; i < kTensors; ++i) tensors.push_back({scratch, dtype, kSize, int32_t(i)});
   if (what == "kth")
     kth_magnitude_cuda(tensors, kTensors,
-                       {array<int64_t>(), true, array<int32_t>(), array<int64_t>(), array<int64_t>(), array<double>()},
+                       {array<int64_t>(), true, true, array<int32_t>(), array<int64_t>(), array<int64_t>(), array<double>()},
                        context());
   else if (what == "histogram" || what == "lower")
     magnitude_histogram_cuda(tensors, kTensors,

@@ -46,8 +46,8 @@ py::tuple magnitude_histogram(const py::sequence& objects, const std::vector<int
 }
 
 py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>& groups, const py::handle& wanted_,
-                        bool exact, int threads, const py::object& bits_, const py::object& cut_, const py::object& kept_,
-                        const py::object& squares_, int64_t stream) {
+                        bool exact, bool norms, int threads, const py::object& bits_, const py::object& cut_,
+                        const py::object& kept_, const py::object& squares_, int64_t stream) {
   const Group group(objects, groups, stream);
   const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
   const Array wanted = borrow(wanted_, "wanted", "int64", 1, stream);
@@ -58,9 +58,13 @@ py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>&
                cut = arguments.output(cut_, "cut", {count}, "int64");
   const Output kept = arguments.output(kept_, "kept", {count}, "int64");
   const Output squares = arguments.output(squares_, "squares", {2, count}, "float64");
-  const kernels::KthOutput out{static_cast<const int64_t*>(wanted.data), exact,
-                               static_cast<int32_t*>(bits.array.data),   static_cast<int64_t*>(cut.array.data),
-                               static_cast<int64_t*>(kept.array.data),   static_cast<double*>(squares.array.data)};
+  const kernels::KthOutput out{static_cast<const int64_t*>(wanted.data),
+                               exact,
+                               norms,
+                               static_cast<int32_t*>(bits.array.data),
+                               static_cast<int64_t*>(cut.array.data),
+                               static_cast<int64_t*>(kept.array.data),
+                               static_cast<double*>(squares.array.data)};
   run_on(
       group.arrays.first(), threads, stream,
       [&](const auto& context) { kernels::kth_magnitude_cpu(group.tensors, count, out, context); },
@@ -80,13 +84,13 @@ tensors: contiguous float32, bfloat16 or float16; groups: the group of each, of 
 the upper 15 bits without the sign; with bins int32 [count], counts [count, 65536] are by the lower 16 bits of elements whose upper
 bits are the group's bin. squares float64 [count]: of all, or of those above the bin. Memory and streams as in attention_fwd.)");
   m.def("kth_magnitude", &kth_magnitude, py::arg("tensors"), py::arg("groups"), py::arg("wanted"), py::arg("exact") = true,
-        py::kw_only(), py::arg("threads") = 0, py::arg("bits") = py::none(), py::arg("cut") = py::none(),
-        py::arg("kept") = py::none(), py::arg("squares") = py::none(), py::arg("stream") = 1,
+        py::arg("norms") = true, py::kw_only(), py::arg("threads") = 0, py::arg("bits") = py::none(),
+        py::arg("cut") = py::none(), py::arg("kept") = py::none(), py::arg("squares") = py::none(), py::arg("stream") = 1,
         R"(The wanted-th largest magnitude of groups of arrays: (bits, cut, kept, squares).
 
 tensors, groups: as in magnitude_histogram; wanted int64 [G]. bits int32 [G]: of that magnitude as float32; cut int64 [G]: elements
 equal to it are among the first `wanted` if their number within the group is below; kept int64 [G]; squares float64 [2, G]: of the
-kept, and of all. Zeros are never kept. Memory and streams as in attention_fwd.)");
+kept, and of all; without norms 0, and NaN where an element is not finite. Zeros are never kept. Memory and streams as in attention_fwd.)");
 }
 
 }  // namespace longspan::host

@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> magnitude_histogram(const Tensors& tensors, const std
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> kth_magnitude(const Tensors& tensors, const std::vector<int64_t>& groups,
-                                                         const Tensor& wanted, bool exact) {
+                                                         const Tensor& wanted, bool exact, bool norms) {
   const auto listed = tensors_of(tensors, groups);
   STD_TORCH_CHECK(wanted.dim() == 1 && wanted.scalar_type() == ScalarType::Long && wanted.is_contiguous() &&
                       wanted.device() == tensors[0].device(),
@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kth_magnitude(const Tensors& tensors,
   Tensor squares = torch::stable::new_empty(wanted, {2, count}, ScalarType::Double);
   Device::run(
       tensors[0], listed, count,
-      kernels::KthOutput{static_cast<const int64_t*>(wanted.const_data_ptr()), exact,
+      kernels::KthOutput{static_cast<const int64_t*>(wanted.const_data_ptr()), exact, norms,
                          static_cast<int32_t*>(bits.mutable_data_ptr()), static_cast<int64_t*>(cut.mutable_data_ptr()),
                          static_cast<int64_t*>(kept.mutable_data_ptr()), static_cast<double*>(squares.mutable_data_ptr())});
   return {bits, cut, kept, squares};

@@ -138,3 +138,32 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [50, 200_000])  # counted whole, and by a sample
+def test_without_norms_sums_are_nothing_but_tell_what_is_not_finite(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(size).to(dtype)
+    wanted = size // 5
+    full, bare = (kth_magnitude([x], [wanted], norms=norms) for norms in (True, False))
+    assert all(torch.equal(getattr(full, name), getattr(bare, name)) for name in ("bits", "cut", "kept"))
+    assert bare.squares.tolist() == bare.all_squares.tolist() == [0.0]
+    for value in (torch.inf, -torch.inf, torch.nan):
+        for at in (0, size // 2, size - 1):
+            y = x.clone()
+            y[at] = value
+            assert kth_magnitude([y], [wanted], norms=False).all_squares.isnan()
+            assert not kth_magnitude([y], [wanted]).all_squares.isfinite()
+
+
+def test_a_sample_that_misleads_changes_no_bit() -> None:
+    """Blocks that are nearly zero and short runs that are large: a sample of short runs says little of the whole."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1 << 17, generator=generator)
+        x.view(-1, 256)[torch.rand(512, generator=generator) < 0.5] *= 1e-6
+        x.view(-1, 16)[:: 1 + seed % 7] *= 2.0**seed
+        for wanted in (1, 700, 1 << 13, 1 << 16, (1 << 17) - 1):
+            assert_as_sorted([x], wanted)
+            assert_as_sorted([x.bfloat16()], wanted)

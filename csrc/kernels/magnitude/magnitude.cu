@@ -282,9 +282,14 @@ SIMT_DEVICE void finish(const KthArguments& a, const GroupExtra& group, int64_t 
   a.out.bits[g] = int32_t(group.half ? __float_as_uint(half_magnitude(bits >> 16)) : bits);
   a.out.cut[g] = bits ? std::numeric_limits<int64_t>::max() : 0;
   a.out.kept[g] = above + ties;
-  a.out.squares[g] = above_squares + (ties ? double(ties) * square(bits, group.half) : 0.0);
+  a.out.squares[g] = a.out.norms ? above_squares + (ties ? double(ties) * square(bits, group.half) : 0.0) : 0.0;
   a.states[g].need = a.out.exact && bits && equal > need ? need : 0;
   a.states[g].bits = bits;
+}
+
+/// What is told of the squares of a whole group: no sum of finite ones overflows.
+SIMT_DEVICE double whole_squares(const KthArguments& a, double sum) {
+  return a.out.norms ? sum : sum < double(INFINITY) ? 0.0 : double(NAN);
 }
 
 SIMT_DEVICE int64_t wanted_of(const KthArguments& a, const GroupExtra& group) {
@@ -309,7 +314,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!group.wide) {
     const BinSquares squares(counts, int(kUpperBins), bin, 0, 16, group.half);
     if (first) {
-      a.out.squares[a.groups + g] = squares.all;
+      a.out.squares[a.groups + g] = whole_squares(a, squares.all);
       finish(a, group, wanted, uint32_t(bin) << 16, top.before, top.here, squares.above);
     }
     return;
@@ -317,7 +322,7 @@ __global__ void __launch_bounds__(kThreads)
   const double all = chunk_squares(group, a.squares);  // its barriers also part the reads above from clearing
   if (!simt::mutant(312))
     for (int i = int(threadIdx.x); i < int(kLowerBins); i += kThreads) counts[i] = 0;
-  if (first) a.bins[g] = bin, a.states[g].above = top.before, a.out.squares[a.groups + g] = all;
+  if (first) a.bins[g] = bin, a.states[g].above = top.before, a.out.squares[a.groups + g] = whole_squares(a, all);
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -46,10 +46,12 @@ void magnitude_histogram_cuda(const std::vector<MagnitudeTensor>& tensors, int64
 ///               the largest int64 where all are, or where `exact` is false; 0 where that magnitude is 0: zeros are kept
 ///               never
 /// kept [G]      int64: elements that are larger, or equal and below the cut
-/// squares [2,G] float64: sum of x^2 over those elements, and over the whole group; not finite iff an element is not
+/// squares [2,G] float64: sum of x^2 over those elements, and over the whole group, not finite iff an element is not;
+/// without
+///               `norms` both are 0, the second NaN where an element is not finite
 struct KthOutput {
   const int64_t* wanted;
-  bool exact;
+  bool exact, norms;
   int32_t* bits;
   int64_t *cut, *kept;
   double* squares;

@@ -46,13 +46,8 @@ Sums count_chunk(const Chunk& chunk, const Range& range, Squares which, uint32_t
   });
 }
 
-int64_t equal(const Chunk& chunk, uint32_t bits) {
-  return with_reader(chunk.dtype, [&]<class Reader>(Reader) {
-    return count_equal<Reader>(reinterpret_cast<const typename Reader::Raw*>(chunk.data), chunk.size, bits);
-  });
-}
-
-int64_t place(const Chunk& chunk, uint32_t bits, int64_t wanted) {
+/// `place_of` of a chunk.
+int64_t place(const Chunk& chunk, uint32_t bits, int64_t& wanted) {
   return with_reader(chunk.dtype, [&]<class Reader>(Reader) {
     return place_of<Reader>(reinterpret_cast<const typename Reader::Raw*>(chunk.data), chunk.size, bits, wanted);
   });
@@ -115,6 +110,7 @@ double square(uint32_t bits, bool half) {
 /// Sums in the order of the chunks.
 void add(const Sums& one, Sums& sums) {
   sums.above += one.above, sums.above_squares += one.above_squares, sums.squares += one.squares;
+  sums.highest = std::max(sums.highest, one.highest);
 }
 
 /// A pass over a group by one worker.
@@ -130,8 +126,10 @@ struct Alone {
     return sums;
   }
   int64_t operator()(int64_t bin) const { return counted(counters, range, bin); }
-  void ties(uint32_t bits, int64_t* found) const {
-    for (int64_t i = 0; i < end - begin; ++i) found[i] = equal(begin[i], bits);
+  /// The group's number one past the `wanted`-th element with these bits.
+  int64_t cut(uint32_t bits, int64_t wanted) const {
+    for (const Chunk* chunk = begin;; ++chunk)
+      if (const int64_t at = place(*chunk, bits, wanted); at >= 0) return chunk->number + at;
   }
   void finish() { clear(counters, range); }
 };
@@ -143,6 +141,7 @@ struct Together {
   const Counters& counters;
   int64_t* counts;
   Sums* sums_of;
+  int64_t* ties;
 
   Sums pass(const Range& range, Squares which) {
     std::fill_n(counts, range.bins(), int64_t(0));
@@ -155,8 +154,16 @@ struct Together {
     return sums;
   }
   int64_t operator()(int64_t bin) const { return counts[bin]; }
-  void ties(uint32_t bits, int64_t* found) const {
-    parallel_for(context, end - begin, [&](int64_t i, int) { found[i] = equal(begin[i], bits); });
+  int64_t cut(uint32_t bits, int64_t wanted) const {
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    parallel_for(context, end - begin, [&](int64_t i, int) {
+      int64_t left = kMost;
+      place(begin[i], bits, left);
+      ties[i] = kMost - left;
+    });
+    int64_t i = 0;
+    for (; ties[i] < wanted; ++i) wanted -= ties[i];
+    return begin[i].number + place(begin[i], bits, wanted);
   }
   void finish() {}
 };
@@ -202,12 +209,12 @@ Range likely_range(const Chunk* begin, const Chunk* end, int64_t size, int64_t w
 
 /// All passes over group g of `size` elements.
 template <class Team>
-void rank_group(Team team, int64_t groups, int64_t size, uint32_t* counters, int64_t* ties, const KthOutput& out) {
+void rank_group(Team team, int64_t groups, int64_t size, uint32_t* counters, const KthOutput& out) {
   const int32_t g = team.begin->group;
   const int64_t wanted = out.wanted[g];
   const bool half = team.begin->dtype == DType::kFloat16;
   const bool wide = std::any_of(team.begin, team.end, [](const Chunk& x) { return x.dtype == DType::kFloat32; });
-  const Squares first_squares = wide ? Squares::kAll : Squares::kBoth;
+  const Squares first_squares = !out.norms ? Squares::kNone : wide ? Squares::kAll : Squares::kBoth;
   Range range = likely_range(team.begin, team.end, size, wanted, counters);
   Sums sums = team.pass(range, first_squares);
   Place at = place_among(range.bins(), wanted - sums.above, team);
@@ -216,36 +223,29 @@ void rank_group(Team team, int64_t groups, int64_t size, uint32_t* counters, int
     sums = team.pass(range, first_squares);
     at = place_among(range.bins(), wanted, team);
   }
-  const double all_squares = sums.squares;
+  const bool finite = sums.highest < (half ? 0x7c000000u : 0x7f800000u);
+  const double all_squares = out.norms || finite ? sums.squares : std::numeric_limits<double>::quiet_NaN();
   uint32_t bits = range.low + (at.bin << 16);
   if (wide) {
     range = Range::lower(bits >> 16);
-    sums = team.pass(range, Squares::kAbove);
+    sums = team.pass(range, out.norms ? Squares::kAbove : Squares::kNone);
     at = place_among(range.bins(), wanted - sums.above, team);
     bits = range.low + at.bin;
   }
   double above_squares = sums.above_squares;
-  for (int64_t bin = range.bins() - 1; bin > at.bin; --bin)
+  for (int64_t bin = range.bins() - 1; out.norms && bin > at.bin; --bin)
     if (const int64_t here = team(bin))
       above_squares += double(here) * square(range.low + (uint32_t(bin) << range.shift), half);
   team.finish();
 
   const int64_t above = sums.above + at.above, need = wanted - above;
-  int64_t cut = std::numeric_limits<int64_t>::max();
-  if (out.exact && at.within > need && bits) {
-    team.ties(bits, ties);
-    int64_t left = need;
-    for (int64_t i = 0; i < team.end - team.begin; left -= ties[i++])
-      if (ties[i] >= left) {
-        cut = team.begin[i].number + place(team.begin[i], bits, left);
-        break;
-      }
-  }
+  const bool told_apart = out.exact && at.within > need && bits;
+  const int64_t cut = told_apart ? team.cut(bits, need) : std::numeric_limits<int64_t>::max();
   const int64_t equals = bits == 0 ? 0 : out.exact ? std::min(need, at.within) : at.within;
   out.bits[g] = half ? std::bit_cast<int32_t>(float(Float16Bits::value(uint16_t(bits >> 16)))) : int32_t(bits);
   out.cut[g] = bits == 0 ? 0 : cut;
   out.kept[g] = above + equals;
-  out.squares[g] = above_squares + (equals ? double(equals) * square(bits, half) : 0.0);
+  out.squares[g] = above_squares + (out.norms && equals ? double(equals) * square(bits, half) : 0.0);
   out.squares[groups + g] = all_squares;
 }
 
@@ -280,23 +280,23 @@ void kth_magnitude(const std::vector<MagnitudeTensor>& tensors, int64_t groups, 
   const Chunks chunks(tensors, groups);
   const Counters counters(context);
   const Chunk* all = chunks.all.data();
-  auto* ties = scratch_of<int64_t>(context, int64_t(chunks.all.size()));
   std::vector<int64_t> small, large;
   for (int64_t g = 0; g < groups; ++g) (chunks.size[g] > kSmall ? large : small).push_back(g);
   if (!large.empty()) {
     auto* counts = scratch_of<int64_t>(context, kLowerBins);
     auto* sums = scratch_of<Sums>(context, int64_t(chunks.all.size()));
+    auto* ties = scratch_of<int64_t>(context, int64_t(chunks.all.size()));
     for (int64_t g : large) {
       const int64_t first = chunks.first[g];
-      const Together team{all + first, all + chunks.first[g + 1], context, counters, counts, sums};
-      rank_group(team, groups, chunks.size[g], counters.of(0), ties + first, out);
+      const Together team{all + first, all + chunks.first[g + 1], context, counters, counts, sums, ties};
+      rank_group(team, groups, chunks.size[g], counters.of(0), out);
     }
   }
   std::stable_sort(small.begin(), small.end(), [&](int64_t a, int64_t b) { return chunks.size[a] > chunks.size[b]; });
   parallel_for(context, int64_t(small.size()), [&](int64_t i, int worker) {
     const int64_t g = small[i], first = chunks.first[g];
     const Alone team{all + first, all + chunks.first[g + 1], counters.of(worker)};
-    rank_group(team, groups, chunks.size[g], counters.of(worker), ties + first, out);
+    rank_group(team, groups, chunks.size[g], counters.of(worker), out);
   });
 }
 

@@ -67,11 +67,12 @@ struct Range {
 /// What a pass adds up beside its counts: elements above the range, their squares, and the squares of all.
 struct Sums {
   int64_t above = 0;
+  uint32_t highest = 0;  // bits of the largest magnitude
   double above_squares = 0, squares = 0;
 };
 
 /// Which sums of squares a pass needs.
-enum class Squares : int8_t { kAll = 1, kAbove = 2, kBoth = 3 };
+enum class Squares : int8_t { kNone = 0, kAll = 1, kAbove = 2, kBoth = 3 };
 
 /// The sum of value^2.
 inline double sum_of_squares(const float* values, int n) {
@@ -108,16 +109,18 @@ void add_squares(const typename Reader::Raw* x, int n, uint32_t high, Squares wh
 
 /// Which of kRun elements are in the range, a bit each.
 template <class Reader>
-uint64_t members(const typename Reader::Raw* x, const Range& range, int64_t& above) {
+uint64_t members(const typename Reader::Raw* x, const Range& range, Sums& sums) {
   alignas(64) uint8_t inside[kRun];
   const auto low = Reader::key(range.low), high = Reader::key(range.high);
   int32_t higher = 0;
+  auto highest = Reader::key(0);
   for (int j = 0; j < kRun; ++j) {
     const auto key = Reader::magnitude(x[j]);
+    highest = std::max(highest, key);
     inside[j] = uint8_t(key >= low) & uint8_t(key <= high);
     higher += key > high;
   }
-  above += higher;
+  sums.above += higher, sums.highest = std::max(sums.highest, Reader::bits(typename Reader::Raw(highest)));
   uint64_t out = 0;
   for (int j = 0; j < kRun; j += 8) {
     uint64_t bytes;
@@ -132,10 +135,11 @@ template <class Reader>
 void count_some(const typename Reader::Raw* x, int n, const Range& range, uint32_t* counters, Sums& sums) {
   int i = 0;
   for (; i + kRun <= n; i += kRun)
-    for (uint64_t found = members<Reader>(x + i, range, sums.above); found; found &= found - 1)
+    for (uint64_t found = members<Reader>(x + i, range, sums); found; found &= found - 1)
       ++counters[(Reader::bits(x[i + std::countr_zero(found)]) - range.low) >> range.shift];
   for (; i < n; ++i) {
     const uint32_t bits = Reader::bits(x[i]);
+    sums.highest = std::max(sums.highest, bits);
     if (bits > range.high)
       ++sums.above;
     else if (bits >= range.low)
@@ -143,25 +147,32 @@ void count_some(const typename Reader::Raw* x, int n, const Range& range, uint32
   }
 }
 
-/// Counts all elements by their upper bits, into two histograms.
+/// Counts all elements by their upper bits, into two histograms; returns the upper bits of the largest.
 template <class Reader>
-void count_all(const typename Reader::Raw* x, int n, uint32_t* counters) {
+uint32_t count_all(const typename Reader::Raw* x, int n, uint32_t* counters) {
   uint32_t *even = counters, *odd = counters + kUpperBins;
   uint16_t keys[kRun];
+  uint16_t highest = 0;
   int i = 0;
   for (; i + kRun <= n; i += kRun) {
-    uint16_t any = 0;
+    uint16_t most = 0;
     for (int j = 0; j < kRun; ++j) {
       keys[j] = uint16_t(Reader::bits(x[i + j]) >> 16);
-      any |= keys[j];
+      most = std::max(most, keys[j]);
     }
-    if (!any) {  // rows without a gradient are frequent, and one counter would wait for itself
+    if (!most) {  // rows without a gradient are frequent, and one counter would wait for itself
       even[0] += kRun;
       continue;
     }
+    highest = std::max(highest, most);
     for (int j = 0; j < kRun; j += 2) ++even[keys[j]], ++odd[keys[j + 1]];
   }
-  for (; i < n; ++i) ++even[Reader::bits(x[i]) >> 16];
+  for (; i < n; ++i) {
+    const auto key = uint16_t(Reader::bits(x[i]) >> 16);
+    highest = std::max(highest, key);
+    ++even[key];
+  }
+  return uint32_t(highest) << 16;
 }
 
 /// One pass: counts into counters [kCounters], of which those of a range of everything are two histograms.
@@ -171,31 +182,37 @@ Sums count(const typename Reader::Raw* x, int64_t n, const Range& range, Squares
   for (int64_t first = 0; first < n; first += kBlock) {
     const int here = int(std::min<int64_t>(kBlock, n - first));
     add_squares<Reader>(x + first, here, range.high, which, sums);
-    range.everything() ? count_all<Reader>(x + first, here, counters)
-                       : count_some<Reader>(x + first, here, range, counters, sums);
+    if (range.everything())
+      sums.highest = std::max(sums.highest, count_all<Reader>(x + first, here, counters));
+    else
+      count_some<Reader>(x + first, here, range, counters, sums);
   }
   return sums;
 }
 
-/// How many elements have exactly these bits.
+/// How many of kBlock elements, or fewer, have this magnitude.
 template <class Reader>
-int64_t count_equal(const typename Reader::Raw* x, int64_t n, uint32_t bits) {
-  int64_t found = 0;
-  for (int64_t first = 0; first < n; first += 1 << 15) {
-    uint32_t some = 0;
-    const int64_t end = std::min<int64_t>(n, first + (1 << 15));
-    for (int64_t i = first; i < end; ++i) some += Reader::bits(x[i]) == bits;
-    found += some;
-  }
+int count_equal(const typename Reader::Raw* x, int n, uint32_t bits) {
+  const auto wanted = Reader::key(bits);
+  int found = 0;
+  for (int i = 0; i < n; ++i) found += Reader::magnitude(x[i]) == wanted;
   return found;
 }
 
-/// One past the place of the `wanted`-th element with these bits.
+/// One past the place of the `wanted`-th element with these bits, or -1 after taking all that there are from `wanted`.
 template <class Reader>
-int64_t place_of(const typename Reader::Raw* x, int64_t n, uint32_t bits, int64_t wanted) {
-  for (int64_t i = 0; i < n; ++i)
-    if (Reader::bits(x[i]) == bits && --wanted == 0) return i + 1;
-  return n;
+int64_t place_of(const typename Reader::Raw* x, int64_t n, uint32_t bits, int64_t& wanted) {
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int here = int(std::min<int64_t>(kBlock, n - first)), found = count_equal<Reader>(x + first, here, bits);
+    if (found < wanted) {
+      wanted -= found;
+      continue;
+    }
+    int64_t i = first;
+    while (true)
+      if (Reader::bits(x[i++]) == bits && --wanted == 0) return i;
+  }
+  return -1;
 }
 
 }  // namespace longspan::kernels::LONGSPAN_ISA_NS

@@ -1,5 +1,6 @@
 // One pass of a step over many tensors: gradient, mask, moments, weight; see update.h.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -75,7 +76,10 @@ void fill_mask(const UpdateSpec& spec, const UpdateTensor& x, const G* g, int64_
 
 // ---- steps ------------------------------------------------------------------------------------------------------------
 
-inline float chosen(int32_t keep, float a, float b) { return keep ? a : b; }
+/// a where keep is -1, b where it is 0; by bits, since a choice may become a masked store, which is slow.
+inline float chosen(int32_t keep, float a, float b) {
+  return std::bit_cast<float>((std::bit_cast<int32_t>(a) & keep) | (std::bit_cast<int32_t>(b) & ~keep));
+}
 
 /// What element i adds to the moments.
 template <Masked masked, class G>
@@ -122,11 +126,11 @@ struct Sgd {
 };
 
 template <class Step, class G>
-void step(const UpdateSpec& spec, const UpdateTensor& x, int64_t first, int n, const G* g, float factor, const int32_t* keep,
-          float* p) {
+void step(const UpdateSpec& spec, const UpdateTensor& x, MaskKind kind, int64_t first, int n, const G* g, float factor,
+          const int32_t* keep, float* p) {
   float *one = x.first ? x.first + first : nullptr, *two = x.second ? x.second + first : nullptr;
   const auto run = [&]<Masked masked>() { Step::template run<masked>(spec.scalars, n, g, factor, keep, one, two, p); };
-  if (x.kind == MaskKind::kAll) return run.template operator()<Masked::kNone>();
+  if (kind == MaskKind::kAll) return run.template operator()<Masked::kNone>();
   switch (spec.mode) {
     case MaskMode::kGradient: return run.template operator()<Masked::kGradient>();
     case MaskMode::kUpdate: return run.template operator()<Masked::kUpdate>();
@@ -154,31 +158,50 @@ void store_stochastic(const float* p, int n, int64_t first, uint32_t tensor, uin
   }
 }
 
+/// Elements [begin, end) of a tensor, masked as `kind` says.
+template <class Step, class G>
+void run_blocks(const UpdateSpec& spec, const UpdateTensor& x, int64_t tensor, MaskKind kind, int64_t begin, int64_t end) {
+  const float factor = spec.factors[tensor];
+  auto* gradient = static_cast<G*>(x.grad);
+  alignas(64) Block block;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int n = int(std::min<int64_t>(kBlock, end - first));
+    if (kind != MaskKind::kAll) fill_mask(spec, x, gradient + first, first, n, block.keep);
+    const bool wide = x.param_dtype == DType::kFloat32;
+    auto* narrow = static_cast<bfloat16*>(x.param) + first;
+    float* p = wide ? static_cast<float*>(x.param) + first : block.weight;
+    if (!wide)
+      for (int i = 0; i < n; ++i) p[i] = to_float(narrow[i]);
+    step<Step>(spec, x, kind, first, n, gradient + first, factor, block.keep, p);
+    if (!wide) {
+      // A frozen weight is its own rounding: nearest and stochastic leave it as it is.
+      spec.stochastic ? store_stochastic(p, n, first, uint32_t(tensor), spec.seed, narrow) : store_nearest(p, n, narrow);
+    }
+    if (x.copy) store_nearest(p, n, static_cast<bfloat16*>(x.copy) + first);
+    if (spec.zero_grad) std::memset(gradient + first, 0, n * sizeof(G));
+  }
+}
+
 template <class Step, class G>
 void run_part(const UpdateSpec& spec, const UpdateTensor& x, int64_t tensor, int64_t begin, int64_t end) {
   const float factor = spec.factors[tensor];
+  const bool frozen = x.kind == MaskKind::kNone && spec.mode == MaskMode::kFreeze;
   auto* gradient = static_cast<G*>(x.grad);
-  if (factor == factor && !(x.kind == MaskKind::kNone && spec.mode == MaskMode::kFreeze)) {
-    alignas(64) Block block;
-    for (int64_t first = begin; first < end; first += kBlock) {
-      const int n = int(std::min<int64_t>(kBlock, end - first));
-      if (x.kind != MaskKind::kAll) fill_mask(spec, x, gradient + first, first, n, block.keep);
-      const bool wide = x.param_dtype == DType::kFloat32;
-      auto* narrow = static_cast<bfloat16*>(x.param) + first;
-      float* p = wide ? static_cast<float*>(x.param) + first : block.weight;
-      if (!wide)
-        for (int i = 0; i < n; ++i) p[i] = to_float(narrow[i]);
-      step<Step>(spec, x, first, n, gradient + first, factor, block.keep, p);
-      if (!wide) {
-        // A frozen weight is its own rounding: nearest and stochastic leave it as it is.
-        spec.stochastic ? store_stochastic(p, n, first, uint32_t(tensor), spec.seed, narrow) : store_nearest(p, n, narrow);
-      }
-      if (x.copy) store_nearest(p, n, static_cast<bfloat16*>(x.copy) + first);
-      if (spec.zero_grad) std::memset(gradient + first, 0, n * sizeof(G));
-    }
-    return;
+  const auto leave = [&](int64_t first, int64_t last) {
+    if (spec.zero_grad) std::memset(gradient + first, 0, (last - first) * sizeof(G));
+  };
+  if (factor != factor || frozen) return leave(begin, end);
+  // Rows are told apart before they are touched; rounding by counters of 8 elements and copies go the general way.
+  const bool by_row = x.kind == MaskKind::kRows && spec.mode == MaskMode::kFreeze && !x.copy && !spec.stochastic;
+  if (!by_row) return run_blocks<Step, G>(spec, x, tensor, x.kind, begin, end);
+  for (int64_t first = begin; first < end;) {
+    const int64_t row = first / x.columns, last = std::min(end, (row + 1) * x.columns);
+    if (x.mask[row])
+      run_blocks<Step, G>(spec, x, tensor, MaskKind::kAll, first, last);
+    else
+      leave(first, last);
+    first = last;
   }
-  if (spec.zero_grad) std::memset(gradient + begin, 0, (end - begin) * sizeof(G));
 }
 
 template <class Step>

@@ -36,10 +36,13 @@ SIMT_ENTRY(magnitude_histogram);
 py::dict kth_magnitude(Device& device, const py::dict& arguments) {
   const auto tensors = magnitude_tensors(device, arguments);
   const Shape groups = shape(arguments, "wanted");
-  const KthOutput out{
-      input<int64_t>(device, arguments, "wanted"),      value_or(arguments, "exact", true),
-      output<int32_t>(device, "bits", groups, "int32"), output<int64_t>(device, "cut", groups, "int64"),
-      output<int64_t>(device, "kept", groups, "int64"), output<double>(device, "squares", {2, groups.at(0)}, "float64")};
+  const KthOutput out{input<int64_t>(device, arguments, "wanted"),
+                      value_or(arguments, "exact", true),
+                      value_or(arguments, "norms", true),
+                      output<int32_t>(device, "bits", groups, "int32"),
+                      output<int64_t>(device, "cut", groups, "int64"),
+                      output<int64_t>(device, "kept", groups, "int64"),
+                      output<double>(device, "squares", {2, groups.at(0)}, "float64")};
   kth_magnitude_cuda(tensors, groups.at(0), out, scratch_context(device));
   return {};
 }

@@ -13,7 +13,7 @@ from longspan.ops.scratch.workspace import Workspace, ceil_div
 CHUNK, CUDA_CHUNK = 1 << 20, 61440  # elements that are counted at once
 SMALL = 1 << 22  # elements of a group that one worker does alone
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
-STATE, TIES, SUMS = 24, 32, 24  # bytes of what is noted of a group, of a chunk of equal magnitudes, of its sums
+STATE, TIES, SUMS = 24, 32, 32  # bytes of what is noted of a group, of a chunk of equal magnitudes, of its sums
 
 
 def _chunks(tensors: Sequence[Tensor], chunk: int) -> int:
@@ -31,9 +31,11 @@ def histogram(ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], c
 
 
 @scratch("kth_magnitude")
-def kth(ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], wanted: Tensor, exact: bool) -> None:
-    """Of every worker two histograms, and a number a chunk; for groups that all workers count together one histogram
-    more, and the sums of a chunk. On CUDA a histogram a group.
+def kth(
+    ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], wanted: Tensor, exact: bool, norms: bool
+) -> None:
+    """Of every worker two histograms; for groups that all workers count together one more, and sums and a number a
+    chunk. On CUDA a histogram a group.
     """
     if ws.on_cuda:
         count, chunks = wanted.shape[0], _chunks(tensors, CUDA_CHUNK)
@@ -42,11 +44,11 @@ def kth(ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], wanted:
             ws.take(max(8, size))
         return
     ws.take(ws.threads * 2 * UPPER_BINS * 4)
-    chunks = max(1, _chunks(tensors, CHUNK))
-    ws.take(chunks * 8)
     sizes = [0] * wanted.shape[0]
     for x, group in zip(tensors, groups, strict=True):
         sizes[group] += x.numel()
     if any(size > SMALL for size in sizes):
         ws.take(LOWER_BINS * 8)
+        chunks = max(1, _chunks(tensors, CHUNK))
         ws.take(chunks * SUMS)
+        ws.take(chunks * 8)
