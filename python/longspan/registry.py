@@ -28,6 +28,7 @@ AXES: tuple[str, ...] = (
     "adapters",
     "update_engine",
     "update_transform",
+    "update_hook",
     "objective",
 )
 

@@ -185,7 +185,7 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
     ),
     (
         {"update": {"hooks": ["ema"]}},
-        "update.hooks: update hooks are not available yet; leave the list empty, not ('ema',)",
+        "update.hooks.0: must be a mapping with the key 'method', not 'ema'; available: ema",
     ),
     ({"objective": {"method": "dft"}}, "objective: objective method 'dft' is not available yet; available: sft"),
     (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from longspan.train.run import log_of
@@ -43,6 +44,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
                 {"layers": [0], "freeze": True},
             ],
         },
+    },
+    "slow weights": {
+        "update": {"engine": ADAMW, "hooks": [{"method": "ema", "decay": 0.5, "every": 2}]},
+        "trainer": {"steps": 6},
+    },
+    "slow weights in bfloat16": {
+        "dtype": "bfloat16",
+        "adapter": ALL,
+        "update": {"engine": ADAMW, "hooks": [{"method": "ema", "decay": 0.9}]},
     },
     "mezo": {"update": {"engine": {"method": "mezo", "lr": 1e-3}}, "trainer": {"steps": 5, "accumulate": 2}},
     "mezo in bfloat16": {"dtype": "bfloat16", "adapter": ALL, "update": {"engine": {"method": "mezo", "lr": 1e-4}}},
@@ -135,6 +145,26 @@ def test_a_reinitialised_layer_begins_anew_from_the_seed(make: Make, cache: Path
     assert torch.equal(weights[0], weights[1])
     assert not torch.allclose(weights[0], weights[2])
     assert float(weights[0].std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_slow_weights_are_what_is_saved_and_the_trained_ones_do_not_know(make: Make, cache: Path) -> None:
+    plain = run_quietly(make(output="plain", adapter=ALL), cache)
+    runs = {}
+    for decay in (0.0, 0.5, 1.0):
+        update = {"engine": ADAMW, "hooks": [{"method": "ema", "decay": decay}]}
+        runs[decay] = run_quietly(make(output=str(decay), adapter=ALL, update=update), cache, evaluate=4)
+        assert runs[decay].losses == plain.losses
+        checkpoint = runs[decay].output / "checkpoint-4"
+        assert torch.equal(
+            tensors(plain.final)["model.norm.weight"], load_file(checkpoint / "model.safetensors")["model.norm.weight"]
+        )
+    assert_same_weights(plain.final, runs[0.0].final)
+    base = AutoModelForCausalLM.from_pretrained(make()["model"]).state_dict()
+    for name, value in tensors(runs[1.0].final).items():
+        assert torch.equal(value, base[name])
+    between = tensors(runs[0.5].final)
+    assert not torch.equal(between["model.norm.weight"], tensors(plain.final)["model.norm.weight"])
+    assert runs[0.5].held_out_after != runs[0.0].held_out_after
 
 
 def test_mezo_learns_without_a_backward(make: Make, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

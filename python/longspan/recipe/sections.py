@@ -10,7 +10,7 @@ from longspan.attention import AttentionMethod, FullAttention
 from longspan.ffn import DenseFeedForward, FeedForwardMethod
 from longspan.recipe.sizes import parse_size
 from longspan.registry import Bool, Config, Float, Int, choose, one_of
-from longspan.updates import AdamW, ParameterGroup, UpdateEngine, UpdateTransform
+from longspan.updates import AdamW, ParameterGroup, UpdateEngine, UpdateHook, UpdateTransform
 
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
 OFFLOAD = ("none", "cpu")
@@ -55,14 +55,7 @@ class UpdateSection(Config):
     engine: Annotated[SerializeAsAny[UpdateEngine], one_of("update_engine")] = AdamW()
     transforms: tuple[Annotated[SerializeAsAny[UpdateTransform], one_of("update_transform")], ...] = ()
     groups: tuple[ParameterGroup, ...] = ()
-    hooks: tuple[Any, ...] = ()
-
-    @field_validator("hooks")
-    @classmethod
-    def _no_hooks_yet(cls, given: Any) -> Any:
-        if given:
-            raise ValueError(f"update hooks are not available yet; leave the list empty, not {given!r}")
-        return given
+    hooks: tuple[Annotated[SerializeAsAny[UpdateHook], one_of("update_hook")], ...] = Field(default=(), max_length=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> UpdateSection:

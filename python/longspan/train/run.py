@@ -203,8 +203,9 @@ class _Run:
             for one in shown:
                 one.close()
         peak, peak_cuda = recorder.measure_peak(), memory.peak_cuda()
-        final = self._save_final(trainer, tokenizer)
-        after = self._score(model, held_out) if self.evaluate else None
+        with trainer.hooks.shown():
+            final = self._save_final(trainer, tokenizer)
+            after = self._score(model, held_out) if self.evaluate else None
         steps = recorder.steps
         seconds = [one.seconds for one in steps]
         return TrainResult(

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longspan.nn.beside import beside_parameters
 from longspan.recipe import Recipe
 from longspan.train import checkpoint, weights
+from longspan.train.hooks import Hooks
 from longspan.train.optimizer import build_optimizer
 from longspan.train.record import Recorder
 from longspan.train.sampler import RunSampler
@@ -85,13 +86,14 @@ class LongTrainer(Trainer):
         self.recorder = recorder
         self.keep_checkpoints = keep_checkpoints
         self._extra_state = state
+        self.hooks = Hooks(recipe, model)
         self._use_cache = getattr(model.config, "use_cache", True)
         super().__init__(
             model=model,
             args=training_arguments(recipe, run, recompute=recompute),
             data_collator=collate,
             train_dataset=rows,
-            callbacks=[recorder, *callbacks],
+            callbacks=[recorder, self.hooks, *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
@@ -176,6 +178,7 @@ class LongTrainer(Trainer):
         with checkpoint.writing(self.run, step) as folder:
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))
+            self.hooks.save(folder)
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / "trainer_state.json"))
@@ -190,3 +193,4 @@ class LongTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         owner: Any = self.model if model is None else model
         weights.load(owner, Path(resume_from_checkpoint), self.recipe)
+        self.hooks.load(Path(resume_from_checkpoint))

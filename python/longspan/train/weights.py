@@ -12,8 +12,10 @@ from torch import nn
 from longspan import adapters
 from longspan.nn.beside import beside_tensors, check_beside, take_beside
 from longspan.recipe import Recipe
-from longspan.train import checkpoint
+from longspan.train import checkpoint, hooks
 from longspan.train.model import quiet
+
+BESIDE = (adapters.TENSORS, hooks.FILE)  # files of tensors that are not the model's
 
 
 def trainable(model: nn.Module) -> int:
@@ -75,7 +77,7 @@ def load_full(model: nn.Module, folder: Path) -> None:
     """Copy a plain checkpoint into `model`; ValueError names a missing, unknown or misshapen tensor."""
     from safetensors.torch import load_file
 
-    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != adapters.TENSORS]
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in BESIDE]
     if not files:
         raise FileNotFoundError(f"{folder} holds no *.safetensors file")
     found: dict[str, torch.Tensor] = {}

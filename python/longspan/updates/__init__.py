@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longspan.registry import reserve
 from longspan.updates.adamw import AdamW
-from longspan.updates.base import UpdateEngine, UpdateTransform
+from longspan.updates.base import UpdateEngine, UpdateHook, UpdateTransform
 from longspan.updates.component_clip import ComponentClip
+from longspan.updates.ema import MovingAverage
 from longspan.updates.es import EvolutionStrategiesEngine
 from longspan.updates.gmt import GradientMaskTuning
 from longspan.updates.groups import ParameterGroup
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from longspan.updates.neurons import choose_neurons, load_neurons, neuron_scores, save_neurons
     from longspan.updates.optimizers import FusedAdamW, FusedSGD, GradientMaskAdamW, GradientMaskSGD
     from longspan.updates.policy import build, select
+    from longspan.updates.slow_weights import SlowWeights
     from longspan.updates.zeroth_order import EvolutionStrategies, MeZO
+
+reserve("update_hook", "merge")
 
 __all__ = [
     "AdamW",
@@ -40,10 +45,13 @@ __all__ = [
     "HalfFineTuning",
     "MeZO",
     "MeZOEngine",
+    "MovingAverage",
     "NeuronFineTuning",
     "ParameterGroup",
     "Sgd",
+    "SlowWeights",
     "UpdateEngine",
+    "UpdateHook",
     "UpdateTransform",
     "build",
     "choose_neurons",
@@ -65,6 +73,7 @@ _LAZY = {
     "GradientMaskAdamW": "optimizers",
     "GradientMaskSGD": "optimizers",
     "MeZO": "zeroth_order",
+    "SlowWeights": "slow_weights",
     "build": "policy",
     "choose_neurons": "neurons",
     "load_neurons": "neurons",

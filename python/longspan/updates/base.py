@@ -1,4 +1,4 @@
-"""What the configs of update engines and of update transforms share, and what the trainer asks of them."""
+"""What the configs of update engines, transforms and hooks share, and what the trainer asks of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from longspan.registry import Method
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from torch.optim import Optimizer
+
+    from longspan.updates.slow_weights import SlowWeights
 
 
 class UpdateEngine(Method):
@@ -41,6 +45,14 @@ class UpdateTransform(Method):
 
     def attach(self, optimizer: Any, named: dict[str, nn.Parameter]) -> None:
         """What is told to an optimizer that exists."""
+
+
+class UpdateHook(Method):
+    """Config of a hook: what happens after each step."""
+
+    def start(self, named: Mapping[str, nn.Parameter]) -> SlowWeights:
+        """Something with `update`, `in_place` (what is evaluated and saved), `state_dict` and `load_state_dict`."""
+        raise NotImplementedError
 
 
 def no_gradients(engine: str, options: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not entries:
             return None
         grads = [e.grad for e in entries]
-        ranked = self._rank(entries)
+        ranked = self._rank(entries, norms=norm or self.clip is not None)
         if self.clip is None and ranked is None and not norm:
             return None
         kept, whole = self._squares(entries, ranked)
@@ -174,7 +174,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                     p.grad = found[-1].grad
         return found
 
-    def _rank(self, entries: list[Entry]) -> Ranked | None:
+    def _rank(self, entries: list[Entry], *, norms: bool) -> Ranked | None:
         if self.mask is None:
             return None
         masked = [(e, e.group.get("keep_ratio", self.mask.keep_ratio)) for e in entries]
@@ -182,7 +182,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not masked:
             return None
         unique = [f"{id(e.group)}/{e.name}" if self.mask.scope == "tensor" else e.name for e, _ in masked]
-        ranked = self.mask.rank(unique, [e.grad for e, _ in masked], [ratio for _, ratio in masked])
+        ranked = self.mask.rank(unique, [e.grad for e, _ in masked], [ratio for _, ratio in masked], norms=norms)
         for (e, _), mask in zip(masked, ranked.masks, strict=True):
             e.mask = mask
         return ranked

@@ -51,8 +51,10 @@ class GradientMask:
         choose("scope", self.scope, SCOPES)
         choose("clip_on", self.clip_on, CLIP_ON)
 
-    def rank(self, names: Sequence[str], grads: Sequence[Tensor], ratios: Sequence[float]) -> Ranked:
-        """Thresholds of gradients that are kept in part; nothing waits for the device."""
+    def rank(
+        self, names: Sequence[str], grads: Sequence[Tensor], ratios: Sequence[float], *, norms: bool = True
+    ) -> Ranked:
+        """Thresholds of gradients that are kept in part; nothing waits for the device. norms: with sums of squares."""
         groups: dict[Hashable, int] = {}
         numbers: list[int] = []
         first: list[int] = []
@@ -67,7 +69,7 @@ class GradientMask:
             first.append(sizes[group])
             sizes[group] += grad.numel()
         wanted = [max(1, math.floor(ratio * size)) for ratio, size in zip(kept, sizes, strict=True)]
-        found = ops.kth_magnitude(grads, wanted, groups=numbers, exact=self.exact_k)
+        found = ops.kth_magnitude(grads, wanted, groups=numbers, exact=self.exact_k, norms=norms)
         masks = [UpdateMask("threshold", group=g, number=n) for g, n in zip(numbers, first, strict=True)]
         return Ranked(found, masks)
 
