@@ -247,8 +247,8 @@ def mezo(length: int = 1024) -> dict[str, Any]:
     gc.collect()
     setup: Setup = {
         "data": {"length": 512, "packing": "none", "held_out": 0.05},
-        "update": {"engine": {"method": "mezo", "lr": 5e-5, "eps": 1e-2, "distribution": "rademacher"}},
-        "trainer": {"steps": 200, "batch": 2, "warmup": 0},
+        "update": {"engine": {"method": "mezo", "lr": 5e-3, "eps": 1e-2, "distribution": "rademacher"}},
+        "trainer": {"steps": 100, "batch": 2},
     }
     return {
         "length": length,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longspan import adapters, patch
+from longspan import adapters, patch, updates
 from longspan.memory import measure
 from longspan.plan import Machine, Prediction, Subject, predict
 from longspan.plan.step import batch_of
@@ -24,6 +24,7 @@ def prepared(model: Any, recipe: Recipe, *, patched: bool = True) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    updates.select(model, recipe.update, seed=recipe.seed, all_weights=recipe.adapter.method == "none")
     if patched:
         patch(model, recipe)
     model.train()
@@ -45,12 +46,19 @@ def peak_of_steps(model: Any, recipe: Recipe, steps: int = 2) -> int:
     held = held_bytes(model)
     with measure() as m:
         optimizer = build_optimizer(recipe, model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        hooks = [hook.start(trained) for hook in recipe.update.hooks]
         for _ in range(steps):
             _step(model, recipe, optimizer)
+        del hooks
     return held + m.peak_bytes
 
 
 def _step(model: Any, recipe: Recipe, optimizer: Any) -> None:
+    if recipe.update.engine.forward_only:
+        model.eval()
+        optimizer.step(lambda: _loss(model, recipe))
+        return
     for _ in range(recipe.trainer.accumulate):
         _loss(model, recipe).backward()
     optimizer.prepare()

@@ -171,6 +171,11 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
         "update: engine mezo has no gradients for gmt; give engine adamw or sgd",
     ),
     (
+        {"update": {"engine": {"method": "mezo"}}, "attention": {"train": {"method": "s2"}}},
+        "update.engine mezo runs the model as in evaluation, where attention.train s2 has no part; "
+        "use attention.train: {method: full}",
+    ),
+    (
         {"update": {"groups": [{"keep_ratio": 0.5}]}},
         "update: a group has a keep_ratio, which only the transform gmt reads; add it",
     ),

@@ -18,6 +18,7 @@ from runs import Stop, StopAfter, assert_continues, assert_same_weights, run_qui
 Make = Callable[..., dict[str, Any]]
 ALL = {"method": "none"}
 ADAMW = {"method": "adamw", "lr": 1e-2}
+DENSE: dict[str, Any] = {"attention": {"train": {"method": "full"}}}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gradient masks of an adapter, components": {
@@ -54,9 +55,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "adapter": ALL,
         "update": {"engine": ADAMW, "hooks": [{"method": "ema", "decay": 0.9}]},
     },
-    "mezo": {"update": {"engine": {"method": "mezo", "lr": 1e-3}}, "trainer": {"steps": 5, "accumulate": 2}},
-    "mezo in bfloat16": {"dtype": "bfloat16", "adapter": ALL, "update": {"engine": {"method": "mezo", "lr": 1e-4}}},
-    "evolution": {"update": {"engine": {"method": "es", "lr": 1e-2, "sigma": 1e-2, "population": 4}}},
+    "mezo": DENSE | {"update": {"engine": {"method": "mezo", "lr": 1e-3}}, "trainer": {"steps": 5, "accumulate": 2}},
+    "mezo in bfloat16": DENSE
+    | {"dtype": "bfloat16", "adapter": ALL, "update": {"engine": {"method": "mezo", "lr": 1e-4}}},
+    "evolution": DENSE | {"update": {"engine": {"method": "es", "lr": 1e-2, "sigma": 1e-2, "population": 4}}},
 }
 
 
@@ -174,7 +176,7 @@ def test_mezo_learns_without_a_backward(make: Make, cache: Path, monkeypatch: py
     monkeypatch.setattr(torch.Tensor, "backward", refuse)
     update = {"engine": {"method": "mezo", "lr": 2e-3, "samples": 4}}
     trainer = {"steps": 60, "warmup": 0, "schedule": "constant", "save_every": 0, "batch": 4}
-    result = run_quietly(make(adapter=ALL, update=update, trainer=trainer), cache, evaluate=True)
+    result = run_quietly(make(adapter=ALL, update=update, trainer=trainer, **DENSE), cache, evaluate=True)
     assert result.held_out_after is not None
     assert result.held_out_before is not None
     assert result.held_out_after < result.held_out_before - 0.05

@@ -45,6 +45,9 @@ def dry_run(
             if not forward_only:
                 _make_state(optimizer)
             ledger.hold(_state(optimizer), OPTIMIZER)
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            hooks = [hook.start(trained) for hook in recipe.update.hooks]
+            ledger.hold([x for hook in hooks for x in hook.state_dict().values()], OPTIMIZER)
             ledger.begin()
             if forward_only:
                 model.eval()

@@ -66,9 +66,23 @@ class Recipe(Config):
                 f"ffn.train routed and tokens.mlp {mlp} both choose what the feed-forward computes; use "
                 "tokens.mlp: dense"
             )
+        if self.update.engine.forward_only:
+            self._refuse_training_methods()
         if self.trainer.warmup > self.trainer.steps:
             raise ValueError(f"trainer.warmup {self.trainer.warmup} is larger than trainer.steps {self.trainer.steps}")
         return self
+
+    def _refuse_training_methods(self) -> None:
+        for key, method, plain in (
+            ("attention.train", self.attention.train.method, "full"),
+            ("tokens", self.tokens.method, "none"),
+            ("ffn.train", self.ffn.train.method, "dense"),
+        ):
+            if method != plain:
+                raise ValueError(
+                    f"update.engine {self.update.engine.method} runs the model as in evaluation, where {key} "
+                    f"{method} has no part; use {key}: {{method: {plain}}}"
+                )
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Recipe:

@@ -34,9 +34,8 @@ class Entry:
 @dataclass
 class _Plan:
     entries: list[Entry]
-    ranked: Ranked | None
-    factors: Tensor | None
-    norm: Tensor | None
+    ranked: Ranked | None = None
+    factors: Tensor | None = None
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -116,7 +115,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         or if nothing needs it and norm is False. It is not finite where a gradient is not.
         """
         entries = self._entries()
-        self._plan = _Plan(entries, None, None, None)
+        self._plan = _Plan(entries)
         if not entries:
             return None
         grads = [e.grad for e in entries]
@@ -133,9 +132,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             factors = torch.ones(len(entries), device=grads[0].device)
         if factors is not None:
             factors = torch.where(finite, factors, torch.nan)
-        reported = torch.where(finite, total, torch.nan)
-        self._plan = _Plan(entries, ranked, factors, reported)
-        return reported
+        self._plan = _Plan(entries, ranked, factors)
+        return torch.where(finite, total, torch.nan) if norm or self.clip is not None else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
