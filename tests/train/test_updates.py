@@ -90,6 +90,25 @@ def test_halves_that_do_not_train_keep_every_bit(make: Make, cache: Path) -> Non
     assert result.trainable == sum(moved[name].numel() for name in trained)
 
 
+def test_halves_are_full_fine_tuning_whose_frozen_tensors_have_no_rate(make: Make, cache: Path) -> None:
+    names = list(dict(AutoModelForCausalLM.from_pretrained(make()["model"]).named_parameters()))
+    frozen = sorted(set(names) - half_of(names, seed=make()["seed"]))
+    updates = {
+        "halves": {"engine": ADAMW, "transforms": [{"method": "hft"}]},
+        "no rate": {"engine": ADAMW, "groups": [{"names": frozen, "lr_scale": 0.0}]},
+    }
+    for clip in (0.0, 0.05):
+        one, other = (
+            run_quietly(make(output=f"{name} {clip}", adapter=ALL, update=update, trainer={"clip": clip}), cache)
+            for name, update in updates.items()
+        )
+        if clip == 0:
+            assert_same_weights(one.final, other.final)
+        else:  # the norm leaves frozen tensors out
+            assert one.grad_norms[0] < other.grad_norms[0]
+            assert one.losses[-1] != other.losses[-1]
+
+
 def test_only_chosen_neurons_change(make: Make, cache: Path, tmp_path: Path) -> None:
     probe = run_quietly(make(output="probe", adapter=ALL), cache)
     recipe = make()

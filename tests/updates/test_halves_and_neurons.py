@@ -94,6 +94,25 @@ def test_only_chosen_neurons_change(tmp_path: Path) -> None:
     assert count == 50
 
 
+def test_all_neurons_are_the_plain_steps_of_their_matrices() -> None:
+    results = []
+    for masked in (True, False):
+        model = decoder()
+        torch.manual_seed(1)
+        scores = neuron_scores(model.state_dict(), tuned(model))
+        named = {name: p for name, p in model.named_parameters() if name in scores}
+        optimizer = FusedAdamW(named.items(), 1e-2, weight_decay=0.1, clip=1.0, mode="freeze")
+        if masked:
+            for name, each in choose_neurons(scores, sum(map(len, scores.values()))).items():
+                optimizer.set_mask(named[name], each.to(named[name]))
+        for step in range(3):
+            fill_gradients(model, step)
+            optimizer.step()
+        results.append(weights(model))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-6, atol=1e-7)
+
+
 def test_the_most_turned_are_chosen_whatever_their_length() -> None:
     base = {"layers.0.mlp.up_proj.weight": torch.eye(4), "layers.0.mlp.down_proj.weight": torch.eye(4)}
     probe = {name: x.clone() for name, x in base.items()}

@@ -249,6 +249,14 @@ def test_a_population_climbs() -> None:
     assert float(model.loss().detach()) < 0.9 * start
 
 
+def test_a_large_population_moves_along_the_gradient() -> None:
+    target = torch.linspace(-1, 1, 20)
+    weight = nn.Parameter(torch.zeros(20))
+    optimizer = EvolutionStrategies([weight], lr=1.0, sigma=1e-2, population=2000)
+    optimizer.step(lambda: -(weight.detach() - target).double().square().sum())
+    assert torch.cosine_similarity(weight.detach(), target, dim=0) > 0.98
+
+
 def test_a_pair_of_opposite_members_is_the_step_of_mezo() -> None:
     model, other = Net(), Net()
     mezo = MeZO(model.parameters(), lr=1e-2)
