@@ -32,7 +32,13 @@ struct Float16Bits {
   static uint32_t bits(Raw x) { return uint32_t(x & 0x7fffu) << 16; }
   static int16_t magnitude(Raw x) { return int16_t(x & 0x7fffu); }
   static int16_t key(uint32_t bits) { return int16_t(bits >> 16); }
-  static float value(Raw x) { return float(std::bit_cast<_Float16>(x)); }
+  /// Not every compiler has a type for it: the exponent is moved by a product, which is exact, denormals too.
+  static float value(Raw x) {
+    const uint32_t magnitude = uint32_t(x & 0x7fffu) << 13, sign = uint32_t(x & 0x8000u) << 16;
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+    const bool finite = (x & 0x7c00u) != 0x7c00u;
+    return std::bit_cast<float>((finite ? std::bit_cast<uint32_t>(scaled) : magnitude | 0x7f800000u) | sign);
+  }
 };
 
 /// Calls `body` with the reader of a dtype.
