@@ -46,13 +46,16 @@ def run_part(
     routes: dict[str, Route],
     moved: float,
     predicted: int,
-) -> None:
-    """Races an op against transformers and a copy, and writes a record for each of our routes.
+    baseline: str = HUGGING_FACE,
+    least: float = 1.0,
+) -> Race:
+    """Races an op against a baseline and a copy, and writes a record for each of our routes.
 
     Args:
-        routes: OP, KERNELS and HUGGING_FACE.
+        routes: OP, KERNELS and the baseline.
         moved: Bytes that the op has to read and write, for its share of the copy's rate.
         predicted: Peak live bytes by the formula of the op's page.
+        least: Times that ours must be as fast as the baseline.
     """
     require(session, key, checked)
     copy, copied = bandwidth()
@@ -60,7 +63,8 @@ def run_part(
     with measure() as m:
         routes[OP]()
     memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": predicted}
-    write_routes(session, benchmark, key, checked, result, None, moved / copied, COPY, memory, 1.0)
+    write_routes(session, benchmark, key, checked, result, None, moved / copied, COPY, memory, least, baseline)
+    return result
 
 
 def write_routes(

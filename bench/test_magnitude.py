@@ -10,13 +10,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.conftest import Session
-from bench.layer_parts import KERNELS, OP, error_law, require, write_routes
-from bench.race import bandwidth, race
+from bench.layer_parts import KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops.reference.magnitude import magnitude_histogram
 
-TORCH, COPY = "torch", "copy"
+TORCH = "torch"
 SIZES = {"layers": [1 << 16, *[576 * 1536] * 28], "one": [1 << 24]}  # as a small model has them; one large tensor
 KEEP = 0.2
 
@@ -78,14 +76,8 @@ def test_magnitude(session: Session, benchmark: BenchmarkFixture, op: str, case:
     size = sum(SIZES[case])
     name = str(dtype).removeprefix("torch.")
     key = f"{op}|cpu|{name}|n={size},{case}"
-    require(session, key, checked)
-    copy, copied = bandwidth()
-    ours, kernel, theirs = routes_of(inputs)
-    result = race(benchmark, OP, {OP: ours, KERNELS: kernel, TORCH: theirs, COPY: copy}, session.seconds)
-    with measure() as m:
-        ours()
+    routes = dict(zip((OP, KERNELS, TORCH), routes_of(inputs), strict=True))
     reads = (2 if kth and dtype == torch.float32 else 1) * size * dtype.itemsize
     counts = 0 if kth else 8 << 15
-    memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": counts}
-    write_routes(session, benchmark, key, checked, result, None, reads / copied, COPY, memory, 3.0, TORCH)
+    result = run_part(session, benchmark, key, checked, routes, reads, counts, TORCH, 3.0)
     benchmark.extra_info["ns an element and thread"] = result.median(OP) / size * session.threads * 1e9

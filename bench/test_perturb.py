@@ -9,13 +9,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.conftest import Session
-from bench.layer_parts import KERNELS, OP, error_law, require, write_routes
-from bench.race import bandwidth, race
+from bench.layer_parts import KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops.reference.perturb import es_update, noise
 
-TORCH, COPY = "torch", "copy"
+TORCH = "torch"
 SIZE, SCALE, SEED = 1 << 24, 1e-3, 11
 
 
@@ -74,16 +72,9 @@ def test_perturb(session: Session, benchmark: BenchmarkFixture, members: int, di
     checked = error_law((lambda: fresh(OP), lambda: fresh(KERNELS)), *exact)
     name = "perturb_" if members == 1 else "es_update_"
     key = f"{name}|cpu|float32|n={SIZE},members={members},{distribution}"
-    require(session, key, checked)
-    copy, copied = bandwidth()
-    routes = {OP: inputs.op, KERNELS: inputs.pybind, TORCH: inputs.by_torch, COPY: copy}
-    result = race(benchmark, OP, routes, session.seconds)
-    with measure() as m:
-        inputs.op()
-    memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": 0}
-    write_routes(
-        session, benchmark, key, checked, result, None, 8.0 * SIZE / copied, COPY, memory, 1.0, TORCH
-    )  # one pass over the weights: read and written
+    routes = {OP: inputs.op, KERNELS: inputs.pybind, TORCH: inputs.by_torch}
+    moved = 8.0 * SIZE  # one pass over the weights: read and written
+    result = run_part(session, benchmark, key, checked, routes, moved, 0, TORCH)
     benchmark.extra_info["ns an element, member and thread"] = (
         result.median(OP) / SIZE / members * session.threads * 1e9
     )

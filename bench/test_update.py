@@ -11,15 +11,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.conftest import Session
-from bench.layer_parts import KERNELS, OP, error_law, require, write_routes
-from bench.race import bandwidth, race
+from bench.layer_parts import KERNELS, OP, error_law, run_part
 from longspan import kernels, ops
-from longspan.memory import measure
 from longspan.ops import UpdateMask
 from longspan.ops.reference.magnitude import kth_magnitude
 from longspan.ops.reference.update import masked_adamw, masked_sgd
 
-TORCH, COPY = "torch", "copy"
+TORCH = "torch"
 SHAPES = [(576, 1536)] * 36 + [(576,)] * 12
 KEEP, LR, DECAY, MOMENTUM = 0.2, 1e-3, 0.1, 0.9
 
@@ -124,13 +122,7 @@ def test_update(session: Session, benchmark: BenchmarkFixture, op: str, masked: 
     inputs = Inputs(SHAPES, op, dtype, masked, session.threads)
     name = str(dtype).removeprefix("torch.")
     key = f"{op}|cpu|{name}|n={inputs.size},{'threshold' if masked else 'all'}"
-    require(session, key, checked)
-    copy, copied = bandwidth()
-    routes = {OP: inputs.op, KERNELS: inputs.pybind, TORCH: inputs.by_torch, COPY: copy}
-    result = race(benchmark, OP, routes, session.seconds)
-    with measure() as m:
-        inputs.op()
+    routes = {OP: inputs.op, KERNELS: inputs.pybind, TORCH: inputs.by_torch}
     moved = inputs.size * ((24 if inputs.adamw else 16) + dtype.itemsize)
-    memory = {"peak_live_bytes": m.peak_bytes, "predicted_bytes": 0}
-    write_routes(session, benchmark, key, checked, result, None, moved / copied, COPY, memory, 1.0, TORCH)
+    result = run_part(session, benchmark, key, checked, routes, moved, 0, TORCH)
     benchmark.extra_info["GB/s"] = moved / result.median(OP) / 1e9

@@ -24,6 +24,7 @@ SMALL_MODELS = (
     "patch",
     "plan",
     "positions",
+    "updates",
 )  # so small that threads only wait for each other
 BUILDS = ("cuda", "package")  # folders whose tests share the emulation, the compiled kernels or the wheel
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.updates import FusedAdamW, GradientMaskAdamW, GradientMaskSGD
-from longspan.updates.masks import layer_of
+from longspan.updates.layers import layer_of
 from tests.updates.models import changed, decoder, fill_gradients, weights
 
 

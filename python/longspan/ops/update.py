@@ -16,7 +16,6 @@ from longspan.ops.magnitude import Thresholds
 KINDS = ("all", "threshold", "bits", "rows", "columns", "none")
 MODES = ("grad", "update", "freeze")
 PARAMETERS = (torch.float32, torch.bfloat16)
-GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,15 @@ class LongTrainer(Trainer):
     ) -> torch.Tensor:
         """A micro-batch of an engine that needs losses only; no dropout, nothing is saved for a backward."""
         inputs = self._prepare_inputs(inputs)
-        maximised = self.recipe.update.engine.method == "es"
+        sign = -1.0 if getattr(self.recipe.update.engine, "maximises", False) else 1.0
 
         def metric() -> torch.Tensor:
             loss: Any = self.compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
-            return -loss.float() if maximised else loss.float()
+            return sign * loss.float()
 
         model.eval()
         mean: float = self._bare_optimizer().estimate(metric)
-        return torch.tensor(-mean if maximised else mean)
+        return torch.tensor(sign * mean)
 
     def _bare_optimizer(self) -> Any:
         """Ours, without Accelerate's wrapper."""

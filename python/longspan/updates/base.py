@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from longspan.registry import Method
@@ -21,9 +22,9 @@ class UpdateEngine(Method):
     # Whether a step needs losses only: no backward pass runs, and nothing is saved for one.
     forward_only: ClassVar[bool] = False
 
+    @abstractmethod
     def optimizer(self, groups: list[dict[str, Any]], *, seed: int, **options: Any) -> Optimizer:
         """The optimizer over groups of named parameters; options: of `longspan.updates.FusedOptimizer`."""
-        raise NotImplementedError
 
 
 class UpdateTransform(Method):
@@ -50,13 +51,6 @@ class UpdateTransform(Method):
 class UpdateHook(Method):
     """Config of a hook: what happens after each step."""
 
+    @abstractmethod
     def start(self, named: Mapping[str, nn.Parameter]) -> SlowWeights:
         """Something with `update`, `in_place` (what is evaluated and saved), `state_dict` and `load_state_dict`."""
-        raise NotImplementedError
-
-
-def no_gradients(engine: str, options: dict[str, Any]) -> None:
-    """Refuses options about gradients for an engine that has none."""
-    given = [name for name in ("mask", "clip") if options.get(name) is not None]
-    if given:
-        raise ValueError(f"update engine {engine!r} has no gradients, so it takes no {' and no '.join(given)}")

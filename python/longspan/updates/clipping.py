@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longspan.registry import choose
-from longspan.updates.masks import layer_of
+from longspan.updates.layers import layer_of
 
 COMPONENTS = ("all", "tensor", "module", "layer")
 EPS = 1e-6  # of torch.nn.utils.clip_grad_norm_ and of the published code

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from longspan.ops import UpdateMask
 from longspan.registry import choose
 from longspan.updates.clipping import GradientClip, sums_of_squares
 from longspan.updates.masks import GradientMask, Ranked
+from longspan.updates.state import keep_state_dtypes
 
 ROUNDING = ("master", "stochastic", "nearest")
 FORMAT = "longspan"  # key of a state dict that says what made it
@@ -154,8 +155,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._step_group(group, entries, self._options(plan, own))
         return loss
 
+    @abstractmethod
     def _step_group(self, group: dict[str, Any], entries: list[Entry], options: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """The op of the method on one parameter group; options: what all of them take beside their state."""
 
     def _entries(self) -> list[Entry]:
         found = []
@@ -276,13 +278,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if about != self._about():
             raise ValueError(f"the saved optimizer is {about}; this one is {self._about()}")
         super().load_state_dict(given)
-        # torch casts state to the dtype of the parameter.
-        saved = chain.from_iterable(group["params"] for group in given["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(saved, own, strict=True):
-            for name, value in given["state"].get(key, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][name] = value.to(p.device, copy=True)
+        keep_state_dtypes(self, given)
         self._plan = None
 
 

@@ -8,11 +8,11 @@ from pydantic import Field, field_validator
 
 from longspan.registry import Bool, Float, choose, register
 from longspan.updates.base import UpdateTransform
+from longspan.updates.layers import layer_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-# As in longspan.updates.masks, which needs torch.
 MODES, SCOPES, CLIP_ON = ("grad", "update", "freeze"), ("tensor", "layer", "global"), ("masked", "dense")
 
 
@@ -58,8 +58,6 @@ class GradientMaskTuning(UpdateTransform):
 
     def group_of(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """Keeps all of what is exempt."""
-        from longspan.updates.masks import layer_of
-
         # Matrices of layers are masked, and so are those of adapters wherever they are.
         whole = parameter.dim() < 2 or (layer_of(name) is None and "lora_" not in name)
         return {"keep_ratio": 1.0} if self.exempt and whole else {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from longspan.registry import Bool, Config, Float
+from longspan.updates.layers import count_layers, layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,17 +52,8 @@ class ParameterGroup(Config):
         return any(fnmatchcase(name, pattern) for pattern in self.names)
 
 
-def count_layers(names: Iterable[str]) -> int:
-    """Decoder layers, by the names of parameters; at least 1."""
-    from longspan.updates.masks import layer_of
-
-    return 1 + max((layer for layer in map(layer_of, names) if layer is not None), default=0)
-
-
 def check_layers(groups: Iterable[ParameterGroup], names: list[str]) -> None:
     """Raises ValueError for a layer that is not there, and for a group that matches nothing."""
-    from longspan.updates.masks import layer_of
-
     count = count_layers(names)
     for number, group in enumerate(groups):
         for layer in group.layers or ():
@@ -75,8 +67,6 @@ def check_layers(groups: Iterable[ParameterGroup], names: list[str]) -> None:
 
 def settings_of(groups: Iterable[ParameterGroup], name: str, count: int) -> dict[str, Any]:
     """Of one parameter: lr_scale, and what is given of weight_decay, keep_ratio, freeze and reinit."""
-    from longspan.updates.masks import layer_of
-
     layer, found = layer_of(name), {"lr_scale": 1.0}
     for group in groups:
         if not group.matches(name, layer, count):

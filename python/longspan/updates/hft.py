@@ -9,6 +9,7 @@ from pydantic import Field
 
 from longspan.registry import Bool, Int, register
 from longspan.updates.base import UpdateTransform
+from longspan.updates.layers import layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,8 +46,6 @@ class HalfFineTuning(UpdateTransform):
 
 def half_of(names: Iterable[str], *, seed: int, stage: int = 0, embeddings: bool = True) -> set[str]:
     """The names that train in a stage. Raises ValueError if the model has no layers with matrices of known names."""
-    from longspan.updates.masks import layer_of
-
     layers: dict[int, list[str]] = {}
     trained = set()
     for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -13,18 +12,8 @@ from torch import Tensor
 from longspan import ops
 from longspan.ops import Thresholds, UpdateMask
 from longspan.registry import choose
-
-SCOPES = ("tensor", "layer", "global")
-CLIP_ON = ("masked", "dense")
-MODES = ("grad", "update", "freeze")
-# The number behind the list of decoder layers: model.layers.3.mlp, transformer.h.3.attn.
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-
-
-def layer_of(name: str) -> int | None:
-    """The decoder layer of a parameter by its name, None outside the layers."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+from longspan.updates.gmt import CLIP_ON, MODES, SCOPES
+from longspan.updates.layers import layer_of
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,26 @@ class FusedSGD(FusedOptimizer):
         ops.masked_sgd_(self._stepped(entries), [e.grad for e in entries], buffers, scalars, **options)
 
 
-class GradientMaskAdamW(FusedAdamW):
+class _GradientMasked(FusedOptimizer):
+    """The arguments of a mask before those of an optimizer."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        keep_ratio: float = 0.2,
+        mode: str = "grad",
+        *,
+        scope: str = "tensor",
+        exact_k: bool = True,
+        clip_on: str = "masked",
+        **options: Any,
+    ) -> None:
+        mask = GradientMask(keep_ratio, mode, scope, exact_k, clip_on)
+        super().__init__(params, lr, mask=mask, **options)  # type: ignore[arg-type]
+
+
+class GradientMaskAdamW(_GradientMasked, FusedAdamW):
     """AdamW in which only the ``keep_ratio`` largest gradients of each tensor take part (Li et al. 2024, 2406.15330).
 
     mode "grad" (as published): masked elements have gradient 0, and what is left of their moments still moves them;
@@ -74,34 +93,6 @@ class GradientMaskAdamW(FusedAdamW):
     scope, exact_k, clip_on: see `GradientMask`. Every parameter is masked; a group with keep_ratio 1 is exempt.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        keep_ratio: float = 0.2,
-        mode: str = "grad",
-        *,
-        scope: str = "tensor",
-        exact_k: bool = True,
-        clip_on: str = "masked",
-        **options: Any,
-    ) -> None:
-        super().__init__(params, lr, mask=GradientMask(keep_ratio, mode, scope, exact_k, clip_on), **options)
 
-
-class GradientMaskSGD(FusedSGD):
+class GradientMaskSGD(_GradientMasked, FusedSGD):
     """The same for gradient descent: the form in which the paper writes its step."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        keep_ratio: float = 0.2,
-        mode: str = "grad",
-        *,
-        scope: str = "tensor",
-        exact_k: bool = True,
-        clip_on: str = "masked",
-        **options: Any,
-    ) -> None:
-        super().__init__(params, lr, mask=GradientMask(keep_ratio, mode, scope, exact_k, clip_on), **options)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from longspan.updates.clipping import GradientClip
-from longspan.updates.groups import check_layers, count_layers, reinitialise, settings_of
+from longspan.updates.groups import check_layers, reinitialise, settings_of
+from longspan.updates.layers import count_layers
 
 
 def select(model: nn.Module, section: Any, *, seed: int, all_weights: bool, partial: bool = False) -> None:

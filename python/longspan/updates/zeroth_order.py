@@ -12,9 +12,9 @@ from torch import Tensor
 
 from longspan import ops
 from longspan.registry import choose
+from longspan.updates.forward_only import DISTRIBUTIONS, RESTORE
+from longspan.updates.state import keep_state_dtypes
 
-RESTORE = ("exact", "in_place")
-DISTRIBUTIONS = ("gaussian", "rademacher")
 Metric = Callable[[], Tensor | float]
 
 
@@ -28,12 +28,21 @@ class ShadowOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], defaults: dict[str, Any], *, restore: str, distribution: str, seed: int
+        self,
+        params: Iterable[Any],
+        lr: float,
+        weight_decay: float,
+        *,
+        restore: str = "exact",
+        distribution: str = "gaussian",
+        seed: int = 0,
     ) -> None:
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr is {lr} and weight_decay {weight_decay}; they must not be negative")
         self.restore = choose("restore", restore, RESTORE)
         self.distribution = choose("distribution", distribution, DISTRIBUTIONS)
         self.seed = seed
-        super().__init__(params, defaults | {"step": 0})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "step": 0})
         self.targets: list[Tensor] = []
         self._groups: list[int] = []  # of the targets
         for number, group in enumerate(self.param_groups):
@@ -63,7 +72,10 @@ class ShadowOptimizer(torch.optim.Optimizer):
     def _return(self, scale: float, seed: int) -> None:
         if self.restore == "in_place":
             self._move(-scale, seed)
-            return
+        else:
+            self._copy_masters()
+
+    def _copy_masters(self) -> None:
         for p, master in zip(self.targets, self.masters, strict=True):
             p.copy_(master)
 
@@ -106,16 +118,9 @@ class ShadowOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; the parameters become the rounded masters."""
         super().load_state_dict(state_dict)
-        if self.restore != "exact":
-            return
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for key, p in zip(keys, params, strict=True):
-            if p.requires_grad:
-                # torch casts state to the dtype of the parameter.
-                master = state_dict["state"][key]["master"].to(p.device, torch.float32, copy=True)
-                self.state[p]["master"] = master
-                p.copy_(master)
+        keep_state_dtypes(self, state_dict)
+        if self.restore == "exact":
+            self._copy_masters()
 
 
 class MeZO(ShadowOptimizer):
@@ -140,25 +145,14 @@ class MeZO(ShadowOptimizer):
         weight_decay: float = 0.0,
         *,
         samples: int = 1,
-        restore: str = "exact",
-        distribution: str = "gaussian",
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        if lr < 0 or eps <= 0 or weight_decay < 0 or samples < 1:
-            raise ValueError(
-                f"lr {lr}, eps {eps}, weight_decay {weight_decay}, samples {samples}: rates must not be negative, "
-                "eps must be above 0 and samples at least 1"
-            )
+        if eps <= 0 or samples < 1:
+            raise ValueError(f"eps is {eps} and samples {samples}: eps must be above 0 and samples at least 1")
         self.eps, self.samples = eps, samples
         self.history: list[tuple[int, list[int], list[float], list[float]]] = []
         self._sums: list[float] = []
-        super().__init__(
-            params,
-            {"lr": lr, "weight_decay": weight_decay},
-            restore=restore,
-            distribution=distribution,
-            seed=seed,
-        )
+        super().__init__(params, lr, weight_decay, **shared)
 
     def seeds(self) -> list[int]:
         """Of the directions of the coming step: 62 bits each, of `seed` and the number of the step."""
@@ -240,25 +234,15 @@ class EvolutionStrategies(ShadowOptimizer):
         sigma: float = 1e-3,
         population: int = 30,
         weight_decay: float = 0.0,
-        *,
-        restore: str = "exact",
-        distribution: str = "gaussian",
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        if lr < 0 or sigma <= 0 or weight_decay < 0 or population < 2:
+        if sigma <= 0 or population < 2:
             raise ValueError(
-                f"lr {lr}, sigma {sigma}, weight_decay {weight_decay}, population {population}: rates must not be "
-                "negative, sigma must be above 0 and the population at least 2"
+                f"sigma is {sigma} and population {population}: sigma must be above 0 and the population at least 2"
             )
         self.sigma, self.population = sigma, population
         self._rewards: list[float] = []
-        super().__init__(
-            params,
-            {"lr": lr, "weight_decay": weight_decay},
-            restore=restore,
-            distribution=distribution,
-            seed=seed,
-        )
+        super().__init__(params, lr, weight_decay, **shared)
 
     def members(self) -> list[int]:
         """The seeds of the coming generation, all different."""
