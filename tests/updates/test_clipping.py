@@ -54,6 +54,19 @@ def test_no_bound_is_no_clipping_bit_for_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_parameters_in_several_groups_have_their_own_factors() -> None:
+    results = []
+    for split in (False, True):
+        model = decoder()
+        named = list(model.named_parameters())
+        for number, (_, p) in enumerate(named):
+            p.grad = torch.full_like(p, 0.1 * (1 + number))
+        groups = [{"params": named[::2]}, {"params": named[1::2]}] if split else [{"params": named}]
+        FusedSGD(groups, lr=1.0, clip=GradientClip(0.5, "tensor")).step()
+        results.append(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_all_as_one_component_is_the_clipping_of_torch() -> None:
     model = decoder()
     fill_gradients(model, 0)

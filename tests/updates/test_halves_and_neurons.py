@@ -42,6 +42,9 @@ def test_the_draw_depends_on_seed_and_stage_only() -> None:
     assert half_of(names, seed=1, stage=2) == half_of(reversed(names), seed=1, stage=2)
     assert half_of(names, seed=1, stage=2) != half_of(names, seed=1, stage=3)
     assert half_of(names, seed=1) != half_of(names, seed=2)
+    drawn = set().union(*(half_of(names, seed=1, stage=stage) for stage in range(12)))
+    never = {name for name in names if name not in drawn}
+    assert not never  # every tensor has its stages
     with pytest.raises(ValueError, match="knows layers by the names"):
         half_of(["a.weight", "layers.0.conv.weight"], seed=0)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longspan.updates import FusedAdamW, GradientMaskAdamW, GradientMaskSGD
+from longspan.updates import FusedAdamW, GradientMaskAdamW, GradientMaskSGD, GradientMaskTuning
 from longspan.updates.layers import layer_of
 from tests.updates.models import changed, decoder, fill_gradients, weights
 
@@ -132,6 +132,25 @@ def test_layers_by_name() -> None:
     names = ["model.layers.3.mlp.up_proj.weight", "base_model.model.model.layers.12.q.lora_A.weight", "h.0.attn.weight"]
     assert [layer_of(name) for name in names] == [3, 12, 0]
     assert layer_of("model.embed_tokens.weight") is None
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_equal_gradients_of_several_tensors_are_told_apart_in_their_order(scope: str) -> None:
+    named = {f"layers.0.{name}.weight": nn.Parameter(torch.zeros(40)) for name in ("a", "b", "c")}
+    for p in named.values():
+        p.grad = torch.ones(40)
+    GradientMaskSGD(named.items(), lr=1.0, keep_ratio=0.5, scope=scope).step()
+    assert [int((p != 0).sum()) for p in named.values()] == [40, 20, 0]
+
+
+def test_vectors_embeddings_and_the_head_are_exempt_in_a_recipe() -> None:
+    exempt = {"model.layers.0.input_layernorm.weight": 1, "model.embed_tokens.weight": 2, "lm_head.weight": 2}
+    masked = {"model.layers.0.mlp.up_proj.weight": 2, "base_model.model.lm_head.lora_A.weight": 2}
+    for names, ratio in ((exempt, {"keep_ratio": 1.0}), (masked, {})):
+        for name, dimensions in names.items():
+            parameter = nn.Parameter(torch.zeros([2] * dimensions))
+            assert GradientMaskTuning().group_of(name, parameter) == ratio, name
+            assert GradientMaskTuning(exempt=False).group_of(name, parameter) == {}
 
 
 def test_permuting_elements_permutes_what_moves() -> None:

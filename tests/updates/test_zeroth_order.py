@@ -96,6 +96,33 @@ def test_a_thousand_cycles_change_no_bit(dtype: torch.dtype) -> None:
     assert_same(copies(model), before)
 
 
+def test_the_shadow_is_the_rounded_sum_of_master_and_noise() -> None:
+    model = Net(torch.bfloat16)
+    optimizer = MeZO(model.parameters(), lr=1e-3)
+    optimizer.step(model.loss)  # so that masters are not what bfloat16 holds
+    z = noise_of(optimizer.masters, 5, step=1)
+    expected = [(m + 1e-2 * d).bfloat16() for m, d in zip(optimizer.masters, z, strict=True)]
+    seen: list[Tensor] = []
+
+    def look() -> float:
+        seen.extend(copies(model))
+        return 0.0
+
+    optimizer.measured(look, 1e-2, 5)
+    assert_same(seen, expected)
+
+
+def test_groups_do_not_change_a_tensors_noise() -> None:
+    results = []
+    for split in (False, True):
+        model = Net()
+        params = list(model.parameters())
+        optimizer = MeZO([{"params": params[:1]}, {"params": params[1:]}] if split else params, lr=1e-2)
+        optimizer.step(model.loss)
+        results.append(copies(model))
+    assert_same(*results)
+
+
 def test_restoring_in_place_only_rounds_and_keeps_nothing() -> None:
     model = Net()
     optimizer = MeZO(model.parameters(), restore="in_place")
@@ -208,6 +235,9 @@ def test_equal_rewards_change_no_bit(dtype: torch.dtype) -> None:
     model = Net(dtype)
     before = copies(model)
     EvolutionStrategies(model.parameters(), population=5).step(lambda: 0.1)
+    assert_same(copies(model), before)
+    # The rounded mean of these is another number.
+    EvolutionStrategies(model.parameters(), lr=1e6, population=48).step(lambda: 2.9649612613904752)
     assert_same(copies(model), before)
 
 
