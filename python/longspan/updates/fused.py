@@ -257,7 +257,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for e in entries:
             state = self.state[e.parameter]
             if name not in state:
-                state[name] = torch.zeros(e.parameter.shape, dtype=torch.float32, device=e.parameter.device)
+                state[name] = e.parameter.new_zeros(e.parameter.shape, dtype=torch.float32)
             out.append(state[name])
         return out
 
