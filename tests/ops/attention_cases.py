@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longspan.ops import AttentionPattern, attention
 from longspan.ops.reference.attention import attention as reference
+from longspan.ops.reference.attention import masked_scores
 
 
 def inputs(
@@ -63,6 +64,39 @@ def torchs(tensors: tuple[Tensor, ...], pattern: AttentionPattern, **kwargs: Any
     """What the error law compares with: the reference in the same dtype, float32 for float64 (see tests.laws)."""
     dtype = tensors[0].dtype
     return oracle(tensors, torch.float32 if dtype == torch.float64 else dtype, pattern, **kwargs)
+
+
+def by_row_sums(tensors: tuple[Tensor, ...], pattern: AttentionPattern, **kwargs: Any) -> dict:
+    """The reference in the dtype of the inputs, its backward with row sums dout . out as every fused attention has it.
+
+    Autograd sums p dp instead, whose rounding cancels against dp's in rows of a few keys; a formula that keeps no p
+    cannot follow it there (Dao 2023, arXiv 2307.08691, 2.3).
+    """
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scores, empty = masked_scores(q, k, pattern, **kwargs)
+        lse = torch.logsumexp(scores, -1).masked_fill(empty[..., 0], float("-inf"))
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        with torch.no_grad():
+            out = (torch.softmax(scores, -1) @ v).masked_fill(empty, 0.0)
+            sums = (out * functional(tensors, out.dtype)[0]).sum(-1, keepdim=True)
+        p = _SoftmaxByRowSums.apply(scores, sums)
+        return (p @ v).masked_fill(empty, 0.0), lse
+
+    return run(function, tensors, tensors[0].dtype)
+
+
+class _SoftmaxByRowSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, sums: Tensor) -> Tensor:
+        p = torch.softmax(scores, -1)
+        ctx.save_for_backward(p, sums)
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None]:
+        p, sums = ctx.saved_tensors
+        return p * (dp - sums), None
 
 
 def assert_same_bits(a: dict, b: dict) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longspan.ops import AttentionPattern, TokenLayout, attention
 from tests.laws import BACKWARD, FORWARD, assert_error_bound
-from tests.ops.attention_cases import inputs, oracle, ours, torchs
+from tests.ops.attention_cases import by_row_sums, inputs, oracle, ours, torchs
 
 P = AttentionPattern
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -108,10 +108,10 @@ def test_any_problem(problem: tuple) -> None:
     tensors = inputs(B, H, K, T, D)
     got = ours(tensors, pattern, **kwargs)
     exact = oracle(tensors, torch.float64, pattern, **kwargs)
-    rounded = torchs(tensors, pattern, **kwargs)
+    rounded = by_row_sums(tensors, pattern, **kwargs)
     for key, value in got.items():
         factor = FORWARD if key in ("out", "lse") else BACKWARD
-        assert_error_bound(key, value, rounded[key], exact[key], factor)
+        assert_error_bound(key, value, rounded[key], exact[key], factor, terms=T * H // K)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

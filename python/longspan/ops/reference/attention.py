@@ -81,10 +81,27 @@ def attention(
     model_window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out [B,H,T,D] and lse [B,H,T] by the definition of `longspan.ops.attention`, differentiable by autograd."""
+    scores, empty = masked_scores(q, k, pattern, layout, scale, softcap, model_window)
+    lse = torch.logsumexp(scores, -1).masked_fill(empty[..., 0], float("-inf"))
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    out = (torch.softmax(scores, -1) @ v).masked_fill(empty, 0.0)
+    return out, lse
+
+
+def masked_scores(
+    q: Tensor,
+    k: Tensor,
+    pattern: AttentionPattern | None,
+    layout: TokenLayout | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    model_window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [B,H,T,S], -inf where a pair does not attend, and which rows see nothing: bool [1 or B,H,T,1]."""
     _, H, T, D = q.shape
     S = k.shape[2]
     pattern = AttentionPattern.full() if pattern is None else pattern
-    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    k = k.repeat_interleave(H // k.shape[1], dim=1)
     scores = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
@@ -92,7 +109,4 @@ def attention(
     mask = visible(pattern, H, T, S, layout, model_window, far)
     empty = ~mask.any(-1, keepdim=True)
     # Rows that see nothing take a uniform row first, so that no NaN enters the graph, and are then set to zero.
-    scores = scores.masked_fill(~mask & ~empty, float("-inf"))
-    lse = torch.logsumexp(scores, -1).masked_fill(empty[..., 0], float("-inf"))
-    out = (torch.softmax(scores, -1) @ v).masked_fill(empty, 0.0)
-    return out, lse
+    return scores.masked_fill(~mask & ~empty, float("-inf")), empty
