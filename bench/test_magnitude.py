@@ -1,4 +1,4 @@
-"""The k-th largest magnitude and histograms of magnitudes: ops kth_magnitude and magnitude_histogram on the CPU."""
+"""Magnitudes on the CPU: ops kth_magnitude, magnitude_histogram and squared_norms."""
 
 from __future__ import annotations
 
@@ -59,25 +59,45 @@ class Inputs:
         """Keys by bits, and torch.bincount."""
         return (magnitude_histogram(self.tensors)[None].double(),)
 
+    def squares(self) -> tuple[Tensor, ...]:
+        """The torch op."""
+        return (ops.squared_norms(self.tensors, groups=self.groups),)
+
+    def squares_kernel(self) -> tuple[Tensor, ...]:
+        """longspan.kernels: squared_norms."""
+        return (torch.from_numpy(kernels.squared_norms(self.arrays(), self.groups, 1, threads=self.threads)),)
+
+    def squares_torch(self) -> tuple[Tensor, ...]:
+        """What torch's clip_grad_norm_ takes the norm of gradients with."""
+        return (torch.stack(torch._foreach_norm(self.tensors, 2, torch.float32)).double().square().sum()[None],)
+
+    def squares_exact(self) -> tuple[Tensor, ...]:
+        """In float64."""
+        return (torch.stack([x.double().square().sum() for x in self.tensors]).sum()[None],)
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", SIZES)
-@pytest.mark.parametrize("op", ["kth_magnitude", "magnitude_histogram"])
+@pytest.mark.parametrize("op", ["kth_magnitude", "magnitude_histogram", "squared_norms"])
 def test_magnitude(session: Session, benchmark: BenchmarkFixture, op: str, case: str, dtype: torch.dtype) -> None:
-    """Against torch.kthvalue and torch.bincount; a copy is the roofline of reading once (float32 k-th: twice)."""
+    """Against torch.kthvalue, bincount and _foreach_norm; a copy is the roofline of one read (float32 k-th: two)."""
     small, inputs = Inputs([1000, 3000], dtype, session.threads), Inputs(SIZES[case], dtype, session.threads)
-    kth = op == "kth_magnitude"
+    kth, counting = op == "kth_magnitude", op == "magnitude_histogram"
 
     def routes_of(x: Inputs) -> tuple[Any, Any, Any]:
-        return (x.kth, x.kth_kernel, x.kth_torch) if kth else (x.histogram, x.histogram_kernel, x.histogram_torch)
+        if kth:
+            return x.kth, x.kth_kernel, x.kth_torch
+        if counting:
+            return x.histogram, x.histogram_kernel, x.histogram_torch
+        return x.squares, x.squares_kernel, x.squares_torch
 
     ours, kernel, theirs = routes_of(small)
-    checked = error_law((ours, kernel), theirs(), theirs())
+    checked = error_law((ours, kernel), theirs(), theirs() if kth or counting else small.squares_exact())
     size = sum(SIZES[case])
     name = str(dtype).removeprefix("torch.")
     key = f"{op}|cpu|{name}|n={size},{case}"
     routes = dict(zip((OP, KERNELS, TORCH), routes_of(inputs), strict=True))
     reads = (2 if kth and dtype == torch.float32 else 1) * size * dtype.itemsize
-    counts = 0 if kth else 8 << 15
-    result = run_part(session, benchmark, key, checked, routes, reads, counts, TORCH, 3.0)
+    counts = 8 << 15 if counting else 0
+    result = run_part(session, benchmark, key, checked, routes, reads, counts, TORCH, 3.0 if kth or counting else 1.0)
     benchmark.extra_info["ns an element and thread"] = result.median(OP) / size * session.threads * 1e9

@@ -192,7 +192,7 @@ class TensorList:
 
 
 LISTS = {
-    "magnitude": ("kth", "histogram", "lower"),
+    "magnitude": ("kth", "histogram", "lower", "squares"),
     "perturb": ("gaussian", "rademacher"),
     "update": ("adamw", "sgd"),
 }

@@ -26,6 +26,8 @@ void magnitude(const std::string& what, DType dtype) {
   else if (what == "histogram" || what == "lower")
     magnitude_histogram_cuda(tensors, kTensors,
                              {what == "lower" ? array<int32_t>() : nullptr, array<int64_t>(), array<double>()}, context());
+  else if (what == "squares")
+    squared_norms_cuda(tensors, kTensors, array<double>(), context());
   else
     throw std::invalid_argument("magnitude has no " + what);
 }

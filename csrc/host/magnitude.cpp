@@ -1,4 +1,4 @@
-// longspan.kernels.magnitude_histogram and kth_magnitude: order statistics of magnitudes on plain arrays.
+// longspan.kernels.magnitude_histogram, kth_magnitude and squared_norms: magnitudes of plain arrays.
 #include "kernels/magnitude/magnitude.h"
 
 #include <pybind11/stl.h>
@@ -72,6 +72,19 @@ py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>&
   return py::make_tuple(bits.object, cut.object, kept.object, squares.object);
 }
 
+py::object squared_norms(const py::sequence& objects, const std::vector<int64_t>& groups, int64_t count, int threads,
+                         const py::object& squares_, int64_t stream) {
+  const Group group(objects, groups, stream);
+  const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
+  const Output squares = arguments.output(squares_, "squares", {count}, "float64");
+  auto* out = static_cast<double*>(squares.array.data);
+  run_on(
+      group.arrays.first(), threads, stream,
+      [&](const auto& context) { kernels::squared_norms_cpu(group.tensors, count, out, context); },
+      [&](const auto& context) { LONGSPAN_CUDA_ENTRY(kernels::squared_norms_cuda(group.tensors, count, out, context)); });
+  return squares.object;
+}
+
 }  // namespace
 
 void bind_magnitude(py::module_& m) {
@@ -91,6 +104,11 @@ bits are the group's bin. squares float64 [count]: of all, or of those above the
 tensors, groups: as in magnitude_histogram; wanted int64 [G]. bits int32 [G]: of that magnitude as float32; cut int64 [G]: elements
 equal to it are among the first `wanted` if their number within the group is below; kept int64 [G]; squares float64 [2, G]: of the
 kept, and of all; without norms 0, and NaN where an element is not finite. Zeros are never kept. Memory and streams as in attention_fwd.)");
+  m.def("squared_norms", &squared_norms, py::arg("tensors"), py::arg("groups"), py::arg("count"), py::kw_only(),
+        py::arg("threads") = 0, py::arg("squares") = py::none(), py::arg("stream") = 1,
+        R"(Sums of squares of groups of arrays: squares float64 [count], not finite exactly where an element is not.
+
+tensors, groups: as in magnitude_histogram, of `count` groups. Memory and streams as in attention_fwd.)");
 }
 
 }  // namespace longspan::host

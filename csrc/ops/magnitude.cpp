@@ -1,4 +1,4 @@
-// torch ops longspan::magnitude_histogram and kth_magnitude: check, allocate, launch.
+// torch ops longspan::magnitude_histogram, kth_magnitude and squared_norms: check, allocate, launch.
 #include "kernels/magnitude/magnitude.h"
 
 #include <tuple>
@@ -13,28 +13,18 @@ using Tensors = std::vector<Tensor>;
 
 /// Where an op runs.
 struct Cpu {
-  template <class Output>
-  static void run(const Tensor& like, const std::vector<kernels::MagnitudeTensor>& tensors, int64_t groups,
-                  const Output& out) {
-    TorchContext torch_context(like);
-    if constexpr (std::is_same_v<Output, kernels::KthOutput>)
-      kernels::kth_magnitude_cpu(tensors, groups, out, torch_context.context());
-    else
-      kernels::magnitude_histogram_cpu(tensors, groups, out, torch_context.context());
-  }
+  using Context = TorchContext;
+  static constexpr auto histogram = &kernels::magnitude_histogram_cpu;
+  static constexpr auto kth = &kernels::kth_magnitude_cpu;
+  static constexpr auto squares = &kernels::squared_norms_cpu;
 };
 
 #ifdef LONGSPAN_WITH_CUDA
 struct Cuda {
-  template <class Output>
-  static void run(const Tensor& like, const std::vector<kernels::MagnitudeTensor>& tensors, int64_t groups,
-                  const Output& out) {
-    TorchCudaContext torch_context(like);
-    if constexpr (std::is_same_v<Output, kernels::KthOutput>)
-      kernels::kth_magnitude_cuda(tensors, groups, out, torch_context.context());
-    else
-      kernels::magnitude_histogram_cuda(tensors, groups, out, torch_context.context());
-  }
+  using Context = TorchCudaContext;
+  static constexpr auto histogram = &kernels::magnitude_histogram_cuda;
+  static constexpr auto kth = &kernels::kth_magnitude_cuda;
+  static constexpr auto squares = &kernels::squared_norms_cuda;
 };
 #endif
 
@@ -61,10 +51,11 @@ std::tuple<Tensor, Tensor> magnitude_histogram(const Tensors& tensors, const std
   const int64_t columns = bins ? kernels::kLowerBins : kernels::kUpperBins;
   Tensor counts = torch::stable::new_empty(tensors[0], {count, columns}, ScalarType::Long);
   Tensor squares = torch::stable::new_empty(tensors[0], {count}, ScalarType::Double);
-  Device::run(tensors[0], listed, count,
-              kernels::HistogramOutput{bins ? static_cast<const int32_t*>(bins->const_data_ptr()) : nullptr,
-                                       static_cast<int64_t*>(counts.mutable_data_ptr()),
-                                       static_cast<double*>(squares.mutable_data_ptr())});
+  const kernels::HistogramOutput out{bins ? static_cast<const int32_t*>(bins->const_data_ptr()) : nullptr,
+                                     static_cast<int64_t*>(counts.mutable_data_ptr()),
+                                     static_cast<double*>(squares.mutable_data_ptr())};
+  typename Device::Context torch_context(tensors[0]);
+  Device::histogram(listed, count, out, torch_context.context());
   return {counts, squares};
 }
 
@@ -79,12 +70,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kth_magnitude(const Tensors& tensors,
   Tensor bits = torch::stable::new_empty(wanted, {count}, ScalarType::Int);
   Tensor cut = torch::stable::new_empty(wanted, {count}), kept = torch::stable::new_empty(wanted, {count});
   Tensor squares = torch::stable::new_empty(wanted, {2, count}, ScalarType::Double);
-  Device::run(
-      tensors[0], listed, count,
-      kernels::KthOutput{static_cast<const int64_t*>(wanted.const_data_ptr()), exact, norms,
-                         static_cast<int32_t*>(bits.mutable_data_ptr()), static_cast<int64_t*>(cut.mutable_data_ptr()),
-                         static_cast<int64_t*>(kept.mutable_data_ptr()), static_cast<double*>(squares.mutable_data_ptr())});
+  const kernels::KthOutput out{static_cast<const int64_t*>(wanted.const_data_ptr()),
+                               exact,
+                               norms,
+                               static_cast<int32_t*>(bits.mutable_data_ptr()),
+                               static_cast<int64_t*>(cut.mutable_data_ptr()),
+                               static_cast<int64_t*>(kept.mutable_data_ptr()),
+                               static_cast<double*>(squares.mutable_data_ptr())};
+  typename Device::Context torch_context(tensors[0]);
+  Device::kth(listed, count, out, torch_context.context());
   return {bits, cut, kept, squares};
+}
+
+template <class Device>
+Tensor squared_norms(const Tensors& tensors, const std::vector<int64_t>& groups, int64_t count) {
+  const auto listed = tensors_of(tensors, groups);
+  Tensor squares = torch::stable::new_empty(tensors[0], {count}, ScalarType::Double);
+  typename Device::Context torch_context(tensors[0]);
+  Device::squares(listed, count, static_cast<double*>(squares.mutable_data_ptr()), torch_context.context());
+  return squares;
 }
 
 }  // namespace
@@ -92,12 +96,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kth_magnitude(const Tensors& tensors,
 STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) {
   m.impl("magnitude_histogram", TORCH_BOX(&magnitude_histogram<Cpu>));
   m.impl("kth_magnitude", TORCH_BOX(&kth_magnitude<Cpu>));
+  m.impl("squared_norms", TORCH_BOX(&squared_norms<Cpu>));
 }
 
 #ifdef LONGSPAN_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(longspan, CUDA, m) {
   m.impl("magnitude_histogram", TORCH_BOX(&magnitude_histogram<Cuda>));
   m.impl("kth_magnitude", TORCH_BOX(&kth_magnitude<Cuda>));
+  m.impl("squared_norms", TORCH_BOX(&squared_norms<Cuda>));
 }
 #endif
 

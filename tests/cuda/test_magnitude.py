@@ -52,6 +52,10 @@ class Case:
             return np.zeros(0, np.int64), np.zeros(0), False
         return np.concatenate(bits), np.concatenate(values), members[0].dtype == F16
 
+    def squares(self) -> np.ndarray:
+        """Of whole groups."""
+        return np.array([total(self.group(g)[1]) for g in range(len(self.wanted))])
+
 
 def own_bits(x: Tensor) -> np.ndarray:
     """Without the sign; those of 16-bit dtypes in the upper half."""
@@ -165,6 +169,9 @@ SHARED = {
     "crowded warp": Case([torch.arange(1, 1025).repeat_interleave(8).to(F32) / 16], [0], [1000]),
 }
 CASES = {f"{name}, {dtype}": case for dtype in (F32, BF16, F16) for name, case in one_of(dtype).items()} | SHARED
+MANY = Case(  # than one launch takes
+    [random(1 + i % 3, (F32, BF16)[i % 2], i) for i in range(950)], [i % 5 for i in range(950)], [1, 7, 99, 300, 2]
+)
 CUDA_ALONE = {"no elements", "out of range"}  # the CPU refuses them, and float16 among plain arrays
 CUDA_ALONE |= {name for name, case in CASES.items() if any(x.dtype == F16 for x in case.tensors)}
 
@@ -230,14 +237,28 @@ def test_histograms_are_those_of_counting(name: str, lower: bool) -> None:
     assert_squares(first["squares"], squares, "the CPU's")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_squares_are_those_of_float64(name: str) -> None:
+    case, first = CASES[name], None
+    for build, seed in SCHEDULES:
+        run = simt.run("squared_norms", case.arguments(), build=build, seed=seed)
+        assert not run.reports, run.text()
+        assert build == "plain" or not any(run.unwritten.values())
+        first = first or run
+        assert np.array_equal(first["squares"], run["squares"], equal_nan=True)
+        assert_squares(run["squares"], case.squares(), f"{build}, seed {seed}")
+        assert run.statistics["launches"] == 2
+
+
 def test_more_tensors_than_one_launch_takes() -> None:
-    case = Case(
-        [random(1 + i % 3, (F32, BF16)[i % 2], i) for i in range(950)], [i % 5 for i in range(950)], [1, 7, 99, 300, 2]
-    )
-    run = simt.run("kth_magnitude", case.arguments() | {"wanted": np.array(case.wanted)})
+    run = simt.run("kth_magnitude", MANY.arguments() | {"wanted": np.array(MANY.wanted)})
     assert not run.reports, run.text()
     assert run.statistics["launches"] == 1 + 2 + 1 + 2 + 1 + 2 + 1
-    assert_ranked(case, True, True, run, "950 tensors")
+    assert_ranked(MANY, True, True, run, "950 tensors")
+    squares = simt.run("squared_norms", MANY.arguments())
+    assert not squares.reports, squares.text()
+    assert squares.statistics["launches"] == 2 + 1
+    assert_squares(squares["squares"], MANY.squares(), "950 tensors")
 
 
 def test_more_groups_than_one_launch_takes() -> None:
@@ -267,6 +288,8 @@ def test_ptx(name: str) -> None:
     again = replay(histogram, SOURCES, 1)
     assert np.array_equal(again["counts"], histogram["counts"])
     assert np.array_equal(again["squares"], histogram["squares"], equal_nan=True)
+    squares = simt.run("squared_norms", case.arguments(), record=True)
+    assert np.array_equal(replay(squares, SOURCES, 1)["squares"], squares["squares"], equal_nan=True)
 
 
 # number: what is wrong, a case that shows it. They stand at `simt::mutant`.
@@ -286,21 +309,27 @@ MUTANTS = {
     312: ("the second level adds to the counts of the first", "ragged, torch.float32"),
     313: ("the second level looks for the rank of the first", "ragged, torch.float32"),
     314: ("the cut's chunk is searched for the rank of the group", "two chunks, torch.bfloat16"),
+    315: ("each launch writes its sums over the first one's", "more than a launch"),
 }
 HISTOGRAM = {306}  # ranks do not depend on the number of zeros
+SQUARES = {315}
 
 
 @pytest.mark.mutants("magnitude")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_planted_bug_is_seen(mutant: int) -> None:
     what, name = MUTANTS[mutant]
-    case = CASES[name]
-    entry = "magnitude_histogram" if mutant in HISTOGRAM else "kth_magnitude"
+    case = MANY if mutant in SQUARES else CASES[name]
+    entry = "magnitude_histogram" if mutant in HISTOGRAM else "squared_norms" if mutant in SQUARES else "kth_magnitude"
     run = simt.run(entry, case.arguments() | {"wanted": np.array(case.wanted)}, build="hooks", mutant=mutant)
     if run.reports:
         return
     if mutant in HISTOGRAM:
         assert not np.array_equal(run["counts"][0], np.bincount(case.group(0)[0] >> 16, minlength=1 << 15)), what
+        return
+    if mutant in SQUARES:
+        with pytest.raises(AssertionError):
+            assert_squares(run["squares"], case.squares(), what)
         return
     with pytest.raises(AssertionError):
         assert_ranked(case, True, True, run, what)

@@ -31,6 +31,7 @@ def test_histograms_count_and_square_in_every_instruction_set(isa: str, monkeypa
     counts, squares = kernels.magnitude_histogram(ARRAYS, GROUPS, 2, threads=2)
     bins = np.array([np.argmax(each) for each in counts], np.int32)
     low, above = kernels.magnitude_histogram(ARRAYS, GROUPS, 2, bins, threads=2)
+    assert np.array_equal(kernels.squared_norms(ARRAYS, GROUPS, 2, threads=2), squares)
     for g in range(2):
         x = of_group(g)
         assert np.array_equal(counts[g], np.bincount(upper(x), minlength=1 << 15))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longspan.memory import measure
-from longspan.ops.magnitude import Thresholds, kth_magnitude, magnitude_histogram
+from longspan.ops.magnitude import Thresholds, kth_magnitude, magnitude_histogram, squared_norms
 from longspan.ops.reference import magnitude as reference
 from tests.laws import assert_threads_change_no_bit
 
@@ -98,11 +98,29 @@ def test_the_histogram_counts_every_element_once_and_shards_add_up(dtype: torch.
     assert torch.equal(sum(parts), counts)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_squares_are_those_of_float64(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sizes = (0, 1, 15, 1023, 1025, (1 << 20) + 7, 3)  # around vectors, blocks and a worker's share
+    tensors = [(torch.randn(n) * torch.randn(n).exp()).to(dtype) for n in sizes]
+    groups = [3, 0, 1, 0, 2, 1, 3]
+    expected = torch.zeros(5, dtype=torch.float64)
+    for x, g in zip(tensors, groups, strict=True):
+        expected[g] += x.double().square().sum()
+    torch.testing.assert_close(squared_norms(tensors, groups=groups), expected[:4], rtol=1e-13, atol=0)
+    each = squared_norms(tensors)
+    assert torch.equal(each, magnitude_histogram(tensors)[1])
+    assert each[0] == 0
+
+
 def test_not_finite_shows_in_the_squares() -> None:
     for value in (torch.inf, torch.nan):
         x = torch.ones(100)
         x[37] = value
         assert not kth_magnitude([x], [10]).all_squares.isfinite()
+        for dtype in DTYPES:
+            assert not squared_norms([x.to(dtype)]).isfinite()
+    assert squared_norms([torch.full((100,), 3e38)]).isfinite()
     assert kth_magnitude([torch.full((100,), 3e38)], [10]).all_squares.isfinite()
 
 
@@ -112,7 +130,9 @@ def test_threads_change_no_bit() -> None:
 
     def run() -> dict[str, Tensor]:
         found = kth_magnitude(tensors, [1000, 10, 7000])
-        return {name: getattr(found, name) for name in ("bits", "cut", "kept", "squares", "all_squares")}
+        return {"norms": squared_norms(tensors)} | {
+            name: getattr(found, name) for name in ("bits", "cut", "kept", "squares", "all_squares")
+        }
 
     assert_threads_change_no_bit(run)
 
@@ -121,6 +141,7 @@ def test_no_copy_of_the_tensors_is_made() -> None:
     x = torch.randn(1 << 21)
     with measure() as m:
         kth_magnitude([x], [1000])
+        squared_norms([x])
     assert m.peak_bytes < x.nbytes / 4
 
 
@@ -134,6 +155,7 @@ def test_mistakes_are_named() -> None:
         (lambda: kth_magnitude([x, x.half()], [1], groups=[0, 0]), "group 0 has float16 and other dtypes"),
         (lambda: kth_magnitude([x[::2]], [1]), r"tensors\[0\] must be contiguous"),
         (lambda: kth_magnitude([x], [1, 2]), "wanted has 2 numbers; there are 1 groups"),
+        (lambda: squared_norms([x], groups=[-1]), r"squared_norms: groups is \[-1\]"),
         (lambda: magnitude_histogram([x], bins=torch.zeros(1)), "bins is torch.float32"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -120,6 +120,7 @@ def run_updates(size: int, dtype: torch.dtype) -> Compare:
         ops.kth_magnitude(small, [3], groups=[0, 0])
         ops.kth_magnitude([*small, large], [3, 4, 1 << 20])
         ops.magnitude_histogram([*small, large])
+        ops.squared_norms([*small, large])
         weights, moments = [torch.randn(size)], [torch.zeros(size)]
         ops.masked_sgd_(weights, small[:1], moments, ops.sgd_scalars(lr=0.1, momentum=0.9))
         ops.masked_adamw_(weights, small[:1], moments, [torch.zeros(size)], ops.adamw_scalars(1, lr=0.1))

@@ -10,6 +10,7 @@ namespace longspan::kernels {
 LONGSPAN_DECLARE_PER_ISA(void magnitude_histogram(const std::vector<MagnitudeTensor>&, int64_t, const HistogramOutput&,
                                                   const Context&))
 LONGSPAN_DECLARE_PER_ISA(void kth_magnitude(const std::vector<MagnitudeTensor>&, int64_t, const KthOutput&, const Context&))
+LONGSPAN_DECLARE_PER_ISA(void squared_norms(const std::vector<MagnitudeTensor>&, int64_t, double*, const Context&))
 
 void magnitude_histogram_cpu(const std::vector<MagnitudeTensor>& tensors, int64_t groups, const HistogramOutput& out,
                              const Context& context) {
@@ -30,6 +31,12 @@ void kth_magnitude_cpu(const std::vector<MagnitudeTensor>& tensors, int64_t grou
       throw std::invalid_argument("kth_magnitude: the " + std::to_string(out.wanted[g]) + "th largest of group " +
                                   std::to_string(g) + " is asked for, which has " + std::to_string(sizes[g]) + " elements");
   LONGSPAN_CALL_PER_ISA(context.isa, kth_magnitude, tensors, groups, out, context);
+}
+
+void squared_norms_cpu(const std::vector<MagnitudeTensor>& tensors, int64_t groups, double* squares,
+                       const Context& context) {
+  check_groups(tensors, groups);
+  LONGSPAN_CALL_PER_ISA(context.isa, squared_norms, tensors, groups, squares, context);
 }
 
 }  // namespace longspan::kernels

@@ -1,7 +1,8 @@
 // Histograms and order statistics of magnitudes on CUDA; see magnitude.h. Chunks of many tensors are counted by a block
 // each, groups are finished by a block each; nothing returns to the host. The launches of a call, twice the chunks for
 // float32:
-//   clear, upper, kth_upper, (lower, kth_lower: groups with float32), ties, cut; or clear, upper or lower, squares
+//   clear, upper, kth_upper, (lower, kth_lower: groups with float32), ties, cut; or clear, upper or lower, squares; or
+//   squared_norms, squares
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -38,7 +39,7 @@ using GroupTable = TensorTable<1, GroupExtra>;
 
 /// What chunks are counted into; arrays of chunks are in the order of the launches' blocks, a group's together.
 struct ChunkArguments {
-  int64_t* counts;  // [G, columns]
+  int64_t* counts;  // [G, columns]; null where only squares are wanted
   int64_t columns;
   double* squares;  // [chunks]
   const int32_t* bins;
@@ -359,12 +360,37 @@ __global__ void __launch_bounds__(kThreads) kth_cut_kernel(const __grid_constant
   if (threadIdx.x == 0) a.out.cut[group.group] = chunk.number + place;
 }
 
-/// The squares of magnitude_histogram: from the counts of upper bins where each is one magnitude.
+/// The squares of a chunk.
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    squared_norms_kernel(const __grid_constant__ Table table, const ChunkArguments a) {
+  const ChunkView chunk(table, table.chunk_of(blockIdx.x));
+  double squares = 0;
+  const auto add = [&]<class Reader>(Reader) {
+    using Raw = typename Reader::Raw;
+    const auto one = [&](Raw x) { squares += Reader::value(x) * Reader::value(x); };
+    chunk.visit<Reader>(
+        [&](const Unit<Raw>& unit) {
+          SIMT_UNROLL
+          for (int e = 0; e < kUnit<Raw>; ++e) one(unit.at[e]);
+        },
+        one);
+  };
+  if (chunk.tensor.dtype == DType::kFloat32)
+    add(Float32Bits());
+  else if (chunk.tensor.dtype == DType::kBFloat16)
+    add(BFloat16Bits());
+  else
+    add(Float16Bits());
+  squares = block_sum(squares);
+  if (threadIdx.x == 0) a.squares[(simt::mutant(315) ? 0 : a.first_chunk) + blockIdx.x] = squares;
+}
+
+/// Sums of squares of groups: from the counts of upper bins where each is one magnitude, else from those of chunks.
 __global__ void __launch_bounds__(kThreads)
     magnitude_squares_kernel(const __grid_constant__ GroupTable table, const ChunkArguments a, double* squares) {
   const GroupExtra& group = table.extra[blockIdx.x];
   double sum = 0;
-  if (a.bins || group.wide)
+  if (a.bins || group.wide || !a.counts)
     sum = chunk_squares(group, a.squares);
   else
     sum = BinSquares(a.counts + group.group * a.columns, int(kUpperBins), 0, 0, 16, group.half).all;
@@ -470,6 +496,19 @@ void magnitude_histogram_cuda(const std::vector<MagnitudeTensor>& tensors, int64
   clear(name, out.counts, groups * columns, context);
   count(name, plan, a, out.bins != nullptr, context);
   plan.on_groups(name, context, magnitude_squares_kernel, a, out.squares);
+}
+
+void squared_norms_cuda(const std::vector<MagnitudeTensor>& tensors, int64_t groups, double* squares,
+                        const CudaContext& context) {
+  const char* name = "squared_norms";
+  const Plan plan(tensors, groups);
+  ChunkArguments a{nullptr, 0, scratch_of<double>(context, plan.chunks), nullptr, 0};
+  plan.on_chunks(name, [&](const Table& table, unsigned blocks, int64_t first) {
+    a.first_chunk = first;
+    return simt::launch(squared_norms_kernel, dim3(blocks), dim3(kThreads), 0, static_cast<cudaStream_t>(context.stream),
+                        table, a);
+  });
+  plan.on_groups(name, context, magnitude_squares_kernel, a, squares);
 }
 
 void kth_magnitude_cuda(const std::vector<MagnitudeTensor>& tensors, int64_t groups, const KthOutput& out,

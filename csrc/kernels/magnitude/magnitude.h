@@ -65,4 +65,10 @@ void kth_magnitude_cpu(const std::vector<MagnitudeTensor>& tensors, int64_t grou
 void kth_magnitude_cuda(const std::vector<MagnitudeTensor>& tensors, int64_t groups, const KthOutput& out,
                         const CudaContext& context);
 
+/// squares [G], float64: the sum of x^2 over each of G groups of tensors in one read, not finite iff an element is not. On
+/// the CPU the bits that magnitude_histogram finds. Scratch: a double a chunk. Throws as magnitude_histogram.
+void squared_norms_cpu(const std::vector<MagnitudeTensor>& tensors, int64_t groups, double* squares, const Context& context);
+void squared_norms_cuda(const std::vector<MagnitudeTensor>& tensors, int64_t groups, double* squares,
+                        const CudaContext& context);
+
 }  // namespace longspan::kernels

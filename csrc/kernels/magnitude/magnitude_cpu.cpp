@@ -249,6 +249,12 @@ void rank_group(Team team, int64_t groups, int64_t size, uint32_t* counters, con
   out.squares[groups + g] = all_squares;
 }
 
+/// The chunks' sums by group, in order.
+void add_chunks(const Chunks& chunks, const double* sums, double* out) {
+  for (size_t g = 0; g < chunks.size.size(); ++g)
+    out[g] = std::accumulate(sums + chunks.first[g], sums + chunks.first[g + 1], 0.0);
+}
+
 template <class T>
 T* scratch_of(const Context& context, int64_t count) {
   return static_cast<T*>(context.workspace.get(context.workspace.self, std::max<int64_t>(1, count) * int64_t(sizeof(T))));
@@ -271,8 +277,23 @@ void magnitude_histogram(const std::vector<MagnitudeTensor>& tensors, int64_t gr
     squares[i] = out.bins ? sums.above_squares : sums.squares;
     empty_into(counters.of(worker), range, out.counts + chunk.group * bins);
   });
-  for (int64_t g = 0; g < groups; ++g)
-    out.squares[g] = std::accumulate(squares + chunks.first[g], squares + chunks.first[g + 1], 0.0);
+  add_chunks(chunks, squares, out.squares);
+}
+
+void squared_norms(const std::vector<MagnitudeTensor>& tensors, int64_t groups, double* squares, const Context& context) {
+  const Chunks chunks(tensors, groups);
+  auto* sums = scratch_of<double>(context, int64_t(chunks.all.size()));
+  parallel_for(context, int64_t(chunks.all.size()), [&](int64_t i, int) {
+    const Chunk& chunk = chunks.all[i];
+    sums[i] = with_reader(chunk.dtype, [&]<class Reader>(Reader) {
+      const auto* x = reinterpret_cast<const typename Reader::Raw*>(chunk.data);
+      double sum = 0;
+      for (int64_t first = 0; first < chunk.size; first += kBlock)
+        sum += squares_of<Reader>(x + first, int(std::min<int64_t>(kBlock, chunk.size - first)));
+      return sum;
+    });
+  });
+  add_chunks(chunks, sums, squares);
 }
 
 void kth_magnitude(const std::vector<MagnitudeTensor>& tensors, int64_t groups, const KthOutput& out,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "common/vec.h"
 #include "magnitude/magnitude.h"
@@ -84,28 +85,40 @@ enum class Squares : int8_t { kNone = 0, kAll = 1, kAbove = 2, kBoth = 3 };
 inline double sum_of_squares(const float* values, int n) {
   constexpr int kVecs = kSums / kLanes<double>;
   Vec<double> sums[kVecs] = {};
-  double rest[kSums] = {};
-  int i = 0;
-  for (; i + kSums <= n; i += kSums)
+  const auto add = [&](const float* x) {
     for (int j = 0; j < kVecs; ++j) {
-      Vec<double> value;
-      for (int lane = 0; lane < kLanes<double>; ++lane) value[lane] = values[i + j * kLanes<double> + lane];
+      double wide[kLanes<double>];  // an array, which GCC converts in one instruction
+      for (int lane = 0; lane < kLanes<double>; ++lane) wide[lane] = x[j * kLanes<double> + lane];
+      const Vec<double> value = load(wide);
       sums[j] += value * value;
     }
-  for (int j = 0; i < n; ++i, ++j) rest[j] = double(values[i]) * double(values[i]);
+  };
+  int i = 0;
+  for (; i + kSums <= n; i += kSums) add(values + i);
+  if (i < n) {
+    float rest[kSums] = {};
+    std::copy(values + i, values + n, rest);
+    add(rest);
+  }
   double sum = 0;
-  for (int j = 0; j < kSums; ++j) sum += sums[j / kLanes<double>][j % kLanes<double>] + rest[j];
+  for (int j = 0; j < kSums; ++j) sum += sums[j / kLanes<double>][j % kLanes<double>];
   return sum;
+}
+
+/// The sum of the squares of elements [0, n), at most kBlock.
+template <class Reader>
+double squares_of(const typename Reader::Raw* x, int n) {
+  if constexpr (std::is_same_v<Reader, Float32Bits>) return sum_of_squares(reinterpret_cast<const float*>(x), n);
+  float values[kBlock];
+  for (int i = 0; i < n; ++i) values[i] = Reader::value(x[i]);
+  return sum_of_squares(values, n);
 }
 
 /// Adds the squares of elements [0, n), at most kBlock.
 template <class Reader>
 void add_squares(const typename Reader::Raw* x, int n, uint32_t high, Squares which, Sums& sums) {
   float values[kBlock];
-  if (int(which) & int(Squares::kAll)) {
-    for (int i = 0; i < n; ++i) values[i] = Reader::value(x[i]);
-    sums.squares += sum_of_squares(values, n);
-  }
+  if (int(which) & int(Squares::kAll)) sums.squares += squares_of<Reader>(x, n);
   if (int(which) & int(Squares::kAbove)) {
     const auto limit = Reader::key(high);
     for (int i = 0; i < n; ++i) values[i] = Reader::magnitude(x[i]) > limit ? Reader::value(x[i]) : 0.f;

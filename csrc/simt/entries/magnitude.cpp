@@ -1,4 +1,5 @@
 // magnitude_histogram(x0, x1, ..., x_dtypes, skip, groups, count, bins) -> counts, squares
+// squared_norms(x0, x1, ..., x_dtypes, skip, groups, count) -> squares
 // kth_magnitude(x0, x1, ..., x_dtypes, skip, groups, wanted, exact) -> bits, cut, kept, squares
 #include "magnitude/magnitude.h"
 
@@ -32,6 +33,14 @@ py::dict magnitude_histogram(Device& device, const py::dict& arguments) {
   return {};
 }
 SIMT_ENTRY(magnitude_histogram);
+
+py::dict squared_norms(Device& device, const py::dict& arguments) {
+  const auto tensors = magnitude_tensors(device, arguments);
+  const auto count = value<int64_t>(arguments, "count");
+  squared_norms_cuda(tensors, count, output<double>(device, "squares", {count}, "float64"), scratch_context(device));
+  return {};
+}
+SIMT_ENTRY(squared_norms);
 
 py::dict kth_magnitude(Device& device, const py::dict& arguments) {
   const auto tensors = magnitude_tensors(device, arguments);

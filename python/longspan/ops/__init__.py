@@ -10,7 +10,7 @@ from longspan.ops.layout import TokenLayout
 from longspan.ops.list_attention import list_attention, list_transpose
 from longspan.ops.lora import Projection, lora_linear, norm_lora_linear
 from longspan.ops.loss import segment_linear_cross_entropy
-from longspan.ops.magnitude import Thresholds, kth_magnitude, magnitude_histogram
+from longspan.ops.magnitude import Thresholds, kth_magnitude, magnitude_histogram, squared_norms
 from longspan.ops.mlp_cols import mlp_cols
 from longspan.ops.mlp_rows import mlp_rows, mlp_skip
 from longspan.ops.norm import Norm, apply_norm, layer_norm, rms_norm
@@ -99,6 +99,7 @@ __all__ = [
     "segment_mlp",
     "select_blocks",
     "sgd_scalars",
+    "squared_norms",
     "swiglu",
     "table_sums",
     "topl_indices",

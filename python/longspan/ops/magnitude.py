@@ -1,4 +1,4 @@
-"""The k-th largest magnitude of many tensors, exactly, and the histograms that it comes from."""
+"""Magnitudes of many tensors: the k-th largest, exactly, the histograms that it comes from, and sums of squares."""
 
 from __future__ import annotations
 
@@ -98,6 +98,18 @@ def magnitude_histogram(
     return counts, squares
 
 
+@torch.no_grad()
+def squared_norms(tensors: Sequence[Tensor], *, groups: Sequence[int] | None = None) -> Tensor:
+    """The sum of squares of each group of tensors in one read: float64 [G], not finite exactly where an element is not.
+
+    tensors, groups: as in `kth_magnitude`. The same bits with any number of threads; across devices up to rounding. No
+    gradient. Raises ValueError and MissingBackendError as `kth_magnitude`.
+    """
+    numbers = _check("squared_norms", tensors, groups)
+    squares: Tensor = op("squared_norms")(list(tensors), numbers, max(numbers) + 1)
+    return squares
+
+
 def _check(name: str, tensors: Sequence[Tensor], groups: Sequence[int] | None) -> list[int]:
     """The group of each tensor."""
     if not tensors:
@@ -146,6 +158,10 @@ def _histogram_fake(tensors: list[Tensor], groups: list[int], count: int, bins: 
     return like.new_empty((count, columns), dtype=torch.int64), like.new_empty((count,), dtype=torch.float64)
 
 
+def _squares_fake(tensors: list[Tensor], groups: list[int], count: int) -> Tensor:
+    return tensors[0].new_empty((count,), dtype=torch.float64)
+
+
 define(
     "magnitude_histogram",
     "(Tensor[] tensors, int[] groups, SymInt count, Tensor? bins) -> (Tensor counts, Tensor squares)",
@@ -157,17 +173,18 @@ define(
     "-> (Tensor bits, Tensor cut, Tensor kept, Tensor squares)",
     _kth_fake,
 )
+define("squared_norms", "(Tensor[] tensors, int[] groups, SymInt count) -> Tensor", _squares_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.mark_non_differentiable(*output)
+    ctx.mark_non_differentiable(*((output,) if isinstance(output, Tensor) else output))
     ctx.count = len(inputs)
     ctx.listed = len(inputs[0])
 
 
 def _constant(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    return [None] * int(ctx.listed), *(None,) * (int(ctx.count) - 1)  # thresholds only choose
+    return [None] * int(ctx.listed), *(None,) * (int(ctx.count) - 1)  # they only choose and scale
 
 
-torch.library.register_autograd("longspan::magnitude_histogram", _constant, setup_context=_setup)
-torch.library.register_autograd("longspan::kth_magnitude", _constant, setup_context=_setup)
+for _name in ("magnitude_histogram", "kth_magnitude", "squared_norms"):
+    torch.library.register_autograd(f"longspan::{_name}", _constant, setup_context=_setup)

@@ -56,9 +56,3 @@ class GradientClip:
         module = name.rpartition(".")[0] or name
         layer = layer_of(name)
         return module if self.component == "module" or layer is None else f"layer {layer}"
-
-
-def sums_of_squares(gradients: Sequence[Tensor]) -> Tensor:
-    """float64 [n], each in float32."""
-    norms = torch._foreach_norm(list(gradients), 2, torch.float32)
-    return torch.stack(norms).double().square_()

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.ops import UpdateMask
+from longspan.ops import UpdateMask, squared_norms
 from longspan.registry import choose
-from longspan.updates.clipping import GradientClip, sums_of_squares
+from longspan.updates.clipping import GradientClip
 from longspan.updates.masks import GradientMask, Ranked
 from longspan.updates.state import keep_state_dtypes
 
@@ -196,7 +196,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         whole = torch.zeros(len(entries), dtype=torch.float64, device=device)
         plain = [i for i, e in enumerate(entries) if e.mask.kind != "threshold"]
         if plain:
-            whole[torch.tensor(plain, device=device)] = sums_of_squares([entries[i].grad for i in plain])
+            whole[torch.tensor(plain, device=device)] = squared_norms([entries[i].grad for i in plain])
         kept = whole.clone()
         for i in plain:
             if entries[i].mask.kind != "all":

@@ -30,6 +30,12 @@ def histogram(ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], c
     ws.take(max(1, _chunks(tensors, CHUNK)) * 8)
 
 
+@scratch("squared_norms")
+def squares(ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], count: int) -> None:
+    """A sum a chunk."""
+    ws.take(max(1, _chunks(tensors, CUDA_CHUNK if ws.on_cuda else CHUNK)) * 8)
+
+
 @scratch("kth_magnitude")
 def kth(
     ws: Workspace, tensors: Sequence[Tensor], groups: Sequence[int], wanted: Tensor, exact: bool, norms: bool
