@@ -1,4 +1,4 @@
-"""What this installation has: versions, libraries, instruction set, and which op runs where."""
+"""What this installation has: versions, libraries, instruction set, which op runs where, and what surprises."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from longspan import _native
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 OP_MODULES = ("longspan.ops",)
 DEVICES = ("cpu", "cuda")
+NOTES = {
+    "clipping": "longspan.train clips inside the step, by the norm of what gradient masks keep; another trainer clips "
+    "before it, by the norm of the dense gradient: turn that off and give clip to the optimizer",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Report:
         lines += ["ops"]
         for name, where in self.ops.items():
             lines.append(f"  {name:<28}" + ", ".join(f"{device}: {state}" for device, state in where.items()))
+        lines += ["notes", *(f"  {name:<14}{note}" for name, note in NOTES.items())]
         return "\n".join(lines)
 
 

@@ -147,6 +147,7 @@ def test_report_prints_the_environment() -> None:
     from longspan.report import text
 
     done = run("report")
+    assert "longspan.train clips inside the step" in done.output
     assert done.exit_code == 0
     assert done.output.splitlines()[0] == text().splitlines()[0]
 
