@@ -9,7 +9,7 @@ NATIVE := $(shell find csrc -type f -not -path 'csrc/simt/*') CMakeLists.txt set
 export LONGSPAN_CUDA ?= $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 # Two processes share the test files (tests/conftest.py says which stay together); more only where memory allows.
 TEST_JOBS ?= 2
-TOGETHER = -n $(TEST_JOBS) --dist loadscope -p no:benchmark
+TOGETHER = -n $(TEST_JOBS) --dist loadscope -p no:benchmark --durations=25 --durations-min=20
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 

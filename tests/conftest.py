@@ -20,6 +20,7 @@ torch.set_num_threads(2)
 SMALL_MODELS = (
     "adapters",
     "analysis",
+    "examples",
     "nn",
     "patch",
     "plan",
