@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDERS = ("csrc", "python", "tests", "bench", "docs", "recipes")
+FOLDERS = ("csrc", "python", "tests", "bench", "docs", "examples", "recipes")
 SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".md", ".yaml", ".txt", ".toml"}
 LIMIT = 400
 KERNEL_LIMIT = 600
