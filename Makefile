@@ -13,12 +13,13 @@ TOGETHER = -n $(TEST_JOBS) --dist loadscope -p no:benchmark --durations=25 --dur
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-all gpu lint format bench results wheel clean
+.PHONY: help demo test test-all gpu lint format bench docs results wheel clean
 help:
 	@echo "make demo      fine-tune SmolLM2-135M on long text: longspan against Hugging Face + PEFT"
 	@echo "make test      lint and all tests (make test-all adds the long sweeps)"
 	@echo "make gpu       on a machine with a GPU: build for it, test on it, measure beside the predictions"
 	@echo "make bench     kernel benchmarks against torch, appended to bench/records"
+	@echo "make docs      the site of docs/, in build/site"
 	@echo "make results   docs/results.md: every recorded figure as tables and plots"
 	@echo "make wheel     build the wheel into dist/"
 
@@ -87,6 +88,10 @@ format: $(STAMPS)/native
 
 bench: $(STAMPS)/native
 	$(BIN)/longspan bench
+
+# The site of docs, in build/site.
+docs: $(STAMPS)/native
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 # The results page of all records.
 results: $(STAMPS)/native

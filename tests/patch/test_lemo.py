@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 import longspan
 from families import build, gradients, recipe, tokens
+from longspan.ops import TokenBlocks
+from longspan.registry import register
+from longspan.tokens.lemo import LeMo
 from masked import Fixed, masked
 
 LENGTH, BLOCK = 44, 8
@@ -256,3 +259,28 @@ def padded_layers(model: Any, kept: dict[str, Tensor], *, eliminate: bool) -> An
                 handle.remove()
 
     return inside()
+
+
+@register("tokens", "early")
+class EarlyBlocks(LeMo):
+    """Keeps the first blocks of each sample."""
+
+    method: Literal["early"] = "early"
+
+    def block_scores(self, rows: Tensor, blocks: TokenBlocks) -> Tensor:
+        """Falls with the place."""
+        return -torch.arange(len(blocks.counts), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("forward", ["eliminate", "dense"])
+def test_scores_of_a_method_of_ones_own_decide(forward: str) -> None:
+    model, twin = pair("llama")
+    config = lemo(forward=forward, mlp="rows", method="early")
+    report = longspan.patch(model, recipe(LENGTH, tokens=config))
+    assert "tokens: early" in str(report)
+    assert "by its own scores" in str(report)
+    kept = torch.zeros(2, LENGTH, dtype=torch.bool)
+    kept[:, : int(0.4 * -(-LENGTH // BLOCK)) * BLOCK] = True
+    given = step(model, tokens(2, LENGTH))
+    with masked(twin, dict.fromkeys(layer_paths(twin), kept), eliminate=forward == "eliminate", mlp=config["mlp"]):
+        assert_equal_steps(given, step(twin, tokens(2, LENGTH)))

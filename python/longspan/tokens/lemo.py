@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from longspan.registry import Float, Int, choose, register
 from longspan.tokens.base import TokenMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longspan.ops import TokenBlocks
 
 SELECTORS = ("predictor", "scores", "random", "token_loss", "gradient")
 FORWARDS = ("eliminate", "dense")
@@ -107,6 +112,18 @@ class LeMo(TokenMethod):
         if self.mlp_ratio is not None:
             return self.mlp_ratio
         return 0.2 if self.mlp == "cols" else self.keep_ratio
+
+    def block_scores(self, rows: Tensor, blocks: TokenBlocks) -> Tensor | None:
+        """Scores [N] of the blocks of a layer's input, rows [M,C], in place of the selector's; None asks the selector.
+
+        A subclass that overrides this and registers itself is a token method (docs/extending.md).
+        """
+        return None
+
+    @property
+    def chooser(self) -> str:
+        """What chooses the blocks: the selector, or the scores of a subclass."""
+        return self.selector if type(self).block_scores is LeMo.block_scores else "its own scores"
 
     def chosen_layers(self, count: int) -> tuple[int, ...]:
         """Numbers of the layers of a model of `count` where tokens are left out; of "thresholds", those it may name.

@@ -64,7 +64,10 @@ def remove(model: nn.Module) -> None:
 def describe(config: LeMo) -> str:
     """One line for the report."""
     share = f"thresholds of {config.thresholds}" if config.thresholds else f"{config.keep_ratio:g} of blocks"
-    return f"tokens: lemo, forward {config.forward}, {share} of {config.block} by {config.selector}, mlp {config.mlp}"
+    return (
+        f"tokens: {config.method}, forward {config.forward}, {share} of {config.block} by {config.chooser}, "
+        f"mlp {config.mlp}"
+    )
 
 
 def _check_thresholds(config: LeMo, found: Thresholds, count: int) -> None:

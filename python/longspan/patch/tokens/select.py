@@ -23,7 +23,8 @@ Score = Callable[["Layer", LayerTokens, Tensor, Stream], Tensor]
 @torch.no_grad()
 def score_before(layer: Layer, tokens: LayerTokens, rows: Tensor, stream: Stream) -> Tensor:
     """Scores [N] of the blocks of a layer's input, rows [M,C]."""
-    return BEFORE_SCORES[tokens.config.selector](layer, tokens, rows, stream)
+    own = tokens.config.block_scores(rows, stream.blocks)
+    return BEFORE_SCORES[tokens.config.selector](layer, tokens, rows, stream) if own is None else own
 
 
 def keep(tokens: LayerTokens, scores: Tensor, stream: Stream, ratio: float | None = None) -> ops.KeptBlocks:
