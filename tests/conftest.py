@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from longspan import registry
 from tests import machine
 from tests.chat import make_tokenizer
 
@@ -63,6 +64,13 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that the test registers are gone afterwards."""
+    methods = {axis: dict(known) for axis, known in registry._METHODS.items()}
+    monkeypatch.setattr(registry, "_METHODS", methods)
 
 
 @pytest.fixture(scope="session")

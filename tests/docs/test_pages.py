@@ -40,6 +40,7 @@ NEEDS: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = dict.fromkeys
 )
 
 
+@pytest.mark.usefixtures("own_methods")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.name)
 def test_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page, one after the other in one namespace."""

@@ -261,7 +261,6 @@ def padded_layers(model: Any, kept: dict[str, Tensor], *, eliminate: bool) -> An
     return inside()
 
 
-@register("tokens", "early")
 class EarlyBlocks(LeMo):
     """Keeps the first blocks of each sample."""
 
@@ -272,8 +271,10 @@ class EarlyBlocks(LeMo):
         return -torch.arange(len(blocks.counts), dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("own_methods")
 @pytest.mark.parametrize("forward", ["eliminate", "dense"])
 def test_scores_of_a_method_of_ones_own_decide(forward: str) -> None:
+    register("tokens", "early")(EarlyBlocks)
     model, twin = pair("llama")
     config = lemo(forward=forward, mlp="rows", method="early")
     report = longspan.patch(model, recipe(LENGTH, tokens=config))
