@@ -18,6 +18,11 @@ class Group(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except RuntimeError as error:
+            if not hasattr(error, "exit_code"):  # an end that was asked for has its own
+                raise
+            tell(error)
+            raise typer.Exit(error.exit_code) from error
         except EXPECTED as error:
             if ctx.params.get("debug"):
                 raise

@@ -22,6 +22,7 @@ from longspan.train.evaluate import held_out_loss
 from longspan.train.model import load_model, resolve_dtype
 from longspan.train.progress import Progress
 from longspan.train.record import LOG, TENSORBOARD, Recorder
+from longspan.train.stopping import StoppedError, Stopper
 from longspan.train.trainer import LongTrainer
 
 FINAL = "final"
@@ -82,7 +83,8 @@ def train(
 
     Raises ValueError (recipe, data, a checkpoint of another recipe, an output folder that holds a run),
     FileNotFoundError (model, data, checkpoint), `longspan.folders.BusyError` (another process trains in the folder),
-    `longspan.folders.SaveError` (disk full; earlier checkpoints are intact), FloatingPointError (diverged).
+    `longspan.folders.SaveError` (disk full; earlier checkpoints are intact), FloatingPointError (diverged),
+    `longspan.train.stopping.StoppedError` (SIGTERM arrived: its step was finished and saved).
     """
     if isinstance(recipe, (str, Path)):
         recipe = Recipe.from_yaml(recipe)
@@ -177,7 +179,7 @@ class _Run:
         )
         if self.found:
             recorder.restore(saved["recorder"], checkpoint.step_of(self.found))
-        shown = [Progress(recorder)] if self.progress else []
+        shown, stopper = [Progress(recorder)] if self.progress else [], Stopper()
         trainer = LongTrainer(
             model,
             recipe,
@@ -185,7 +187,7 @@ class _Run:
             rows=rows,
             collate=data.collate,
             recorder=recorder,
-            callbacks=[*shown, *self.callbacks],
+            callbacks=[*shown, *self.callbacks, stopper],
             keep_checkpoints=self.keep_checkpoints,
             state=lambda: {
                 "data": fingerprint,
@@ -197,11 +199,14 @@ class _Run:
         )
         folders.write_file(self.run / checkpoint.RECIPE, recipe.to_yaml())
         try:
-            trainer.train(resume_from_checkpoint=str(self.found) if self.found else None)
+            with stopper.listening():
+                trainer.train(resume_from_checkpoint=str(self.found) if self.found else None)
         finally:
             recorder.close()
             for one in shown:
                 one.close()
+        if stopper.asked and trainer.state.global_step < section.steps:
+            raise StoppedError(trainer.state.global_step, checkpoint.list_all(self.run)[-1])
         peak, peak_cuda = recorder.measure_peak(), memory.peak_cuda()
         with trainer.hooks.shown():
             final = self._save_final(trainer, tokenizer)
