@@ -68,7 +68,9 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods that the test registers are gone afterwards."""
+    """Methods that the test registers are gone afterwards; those of longspan are registered before."""
+    import longspan.recipe  # noqa: F401
+
     methods = {axis: dict(known) for axis, known in registry._METHODS.items()}
     monkeypatch.setattr(registry, "_METHODS", methods)
 
