@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from longspan.updates import FusedAdamW, FusedSGD, GradientClip
 from tests.updates.models import decoder, fill_gradients, weights
@@ -80,3 +81,15 @@ def test_all_as_one_component_is_the_clipping_of_torch() -> None:
     optimizer.step()
     for old, p, grad in zip(before, model.parameters(), clipped, strict=True):
         torch.testing.assert_close(old - p, grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_whose_squares_overflow_float32_are_clipped() -> None:
+    """Finite gradients have a finite norm: sums are float64."""
+    parameter = nn.Parameter(torch.zeros(16))
+    parameter.grad = torch.full((16,), 1e30)
+    optimizer = FusedSGD([parameter], lr=1.0, clip=1.0)
+    norm = optimizer.prepare()
+    assert norm is not None
+    assert norm.item() == pytest.approx(4e30)
+    optimizer.step()
+    assert parameter.norm().item() == pytest.approx(1.0)
