@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,11 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
     """What two records must share to be compared."""
     env = row["env"]
     return row["key"], row["impl"], row["mode"], env["device"], env["threads"]
+
+
+def newest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last record of each identity, of those that were timed."""
+    return [row for row in {identity(row): row for row in rows}.values() if row["time_s"] is not None]
 
 
 def latest(rows: list[dict[str, Any]], name: str) -> dict[tuple[Any, ...], dict[str, Any]]:

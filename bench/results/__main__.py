@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _best(tables: Sequence[Table]) -> list[Table]:
             for name, figures in table.rows.items()
             if figures["ratios"] and not name.endswith("no torch")
         }
-        found.append(Table(table.title, table.note, table.command, (), rows, table.environment))
+        found.append(replace(table, columns=(), rows=rows))
     return [table for table in found if table.rows]
 
 

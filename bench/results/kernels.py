@@ -6,25 +6,22 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bench.compare import identity
+from bench.compare import newest
 from bench.race import exponent
 from bench.results.tables import Column, Table, fixed, mb, percent, seconds
 
-FAMILIES = {  # heading: (ops whose names start so, file of rows)
-    "Attention": ("attention", "attention"),
-    "Attention over lists of keys": ("list_", "list_attention"),
-    "Codes and chosen keys": (("pq_", "topl_", "adc_"), "pq.py bench/test_topl"),
-    "Block scores": ("block_score", "select"),
-    "Loss": ("linear_cross_entropy", "loss"),
-    "Linear maps with adapters": ("lora_", "lora"),
-    "Routed products": ("grouped_", "grouped"),
-    "Norms, rope, gates": (
-        ("norm_", "rope", "glu_"),
-        "norm.py bench/test_rope.py bench/test_glu",
-    ),
-    "Magnitudes": (("kth_", "magnitude_", "squared_"), "magnitude"),
-    "Optimiser steps": ("masked_", "update"),
-    "Noise": (("perturb_", "es_"), "perturb"),
+FAMILIES = {  # heading: (ops whose names start so, files of rows)
+    "Attention": (("attention",), ("attention",)),
+    "Attention over lists of keys": (("list_",), ("list_attention",)),
+    "Codes and chosen keys": (("pq_", "topl_", "adc_"), ("pq", "topl")),
+    "Block scores": (("block_score",), ("select",)),
+    "Loss": (("linear_cross_entropy",), ("loss",)),
+    "Linear maps with adapters": (("lora_",), ("lora",)),
+    "Routed products": (("grouped_",), ("grouped",)),
+    "Norms, rope, gates": (("norm_", "rope", "glu_"), ("norm", "rope", "glu")),
+    "Magnitudes": (("kth_", "magnitude_", "squared_"), ("magnitude",)),
+    "Optimiser steps": (("masked_",), ("update",)),
+    "Noise": (("perturb_", "es_"), ("perturb",)),
 }
 COLUMNS = (
     Column("ms", "ms", seconds),
@@ -39,11 +36,6 @@ NOTE = (
     "Forward and backward unless the name says otherwise. The roofline is `torch.mm`'s rate in the same rounds for "
     "products, a copy's for what memory bounds; bytes are live ones beside the inputs."
 )
-
-
-def newest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last timed record of every key and route."""
-    return [row for row in {identity(row): row for row in rows}.values() if row["time_s"] is not None]
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -70,11 +62,11 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     found = []
     rows = newest(rows)
     left = {id(row) for row in rows}
-    for heading, (prefix, file) in FAMILIES.items():
-        own = [row for row in rows if row["key"].startswith(prefix)]
+    for heading, (prefixes, files) in FAMILIES.items():
+        own = [row for row in rows if row["key"].startswith(prefixes)]
         left -= {id(row) for row in own}
         if own:
-            command = f"python -m pytest bench/test_{file}.py"
+            command = "python -m pytest " + " ".join(f"bench/test_{file}.py" for file in files)
             found.append(
                 Table(heading, NOTE, command, COLUMNS, {_name(row): _figures(row) for row in own}, own[-1]["env"])
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,22 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "longspan",  # the same file for the same figures
+    "svg.fonttype": "none",  # text stays text
     "font.size": 9,
 }
 
 
 def bars(tables: Sequence[Table], key: str, label: str, folder: Path, name: str, line: float | None = None) -> None:
     """Horizontal bars of one figure of every row; the stock model's are grey. line: where equal is, of ratios."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [
-        (row, figures[key], table.title)
+    shown = [
+        (table.title, {row: figures[key] for row, figures in table.rows.items() if figures.get(key) is not None})
         for table in tables
-        for row, figures in table.rows.items()
-        if figures.get(key) is not None
     ]
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.26 * (len(rows) + len(tables))), layout="constrained")
+    with _axes(0.8 + 0.26 * sum(len(rows) + 1 for _, rows in shown), folder, name) as axes:
         place, places, names = 0.0, [], []
-        for table in tables:
-            own = [(row, value) for row, value, title in rows if title == table.title]
-            axes.text(0, place, table.title, weight="bold", va="center", transform=axes.get_yaxis_transform())
-            for row, value in own:
+        for title, rows in shown:
+            axes.text(0, place, title, weight="bold", va="center", transform=axes.get_yaxis_transform())
+            for row, value in rows.items():
                 place += 1
                 stock = row.startswith(("Hugging Face", "torch"))
                 axes.barh(place, value, color=THEIRS if stock else OURS)
@@ -58,34 +51,33 @@ def bars(tables: Sequence[Table], key: str, label: str, folder: Path, name: str,
         if line is not None:
             axes.set_xscale("log")
             axes.axvline(line, color=TEXT, linewidth=0.8)
-        _save(figure, folder, name)
 
 
 def pairs(table: Table, first: str, second: str, label: str, folder: Path, name: str) -> None:
     """Two figures of every row beside each other: predicted and measured."""
+    headings = {column.key: column.heading for column in table.columns}
+    with _axes(1 + 0.6 * len(table.rows), folder, name) as axes:
+        for shift, key, color in ((-0.2, first, THEIRS), (0.2, second, OURS)):
+            values = [figures[key] / 2**30 for figures in table.rows.values()]
+            axes.barh([i + shift for i in range(len(values))], values, 0.38, color=color, label=headings[key])
+        axes.set_yticks(range(len(table.rows)), list(table.rows))
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.legend(frameon=False)
+
+
+@contextmanager
+def _axes(height: float, folder: Path, name: str) -> Iterator[Any]:
+    """Axes of a figure that is saved as PNG and SVG at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(9, 1 + 0.6 * len(table.rows)), layout="constrained")
-        headings = {column.key: column.heading for column in table.columns}
-        for i, figures in enumerate(table.rows.values()):
-            axes.barh(i - 0.2, figures[first] / 2**30, 0.38, color=THEIRS, label=headings[first] if i == 0 else None)
-            axes.barh(i + 0.2, figures[second] / 2**30, 0.38, color=OURS, label=headings[second] if i == 0 else None)
-        axes.set_yticks(range(len(table.rows)), list(table.rows))
-        axes.invert_yaxis()
-        axes.set_xlabel(label)
-        axes.legend(frameon=False)
-        _save(figure, folder, name)
-
-
-def _save(figure: Any, folder: Path, name: str) -> None:
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata: Mapping[str, Any] = {"svg": {"Date": None}, "png": {}}
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{kind}", dpi=130, metadata=metadata[kind])
-    pyplot.close(figure)
+        figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
+        yield axes
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=130)
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)

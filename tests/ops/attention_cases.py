@@ -76,11 +76,11 @@ def by_row_sums(tensors: tuple[Tensor, ...], pattern: AttentionPattern, **kwargs
     def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         scores, empty = masked_scores(q, k, pattern, **kwargs)
         lse = torch.logsumexp(scores, -1).masked_fill(empty[..., 0], float("-inf"))
-        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         with torch.no_grad():
-            out = (torch.softmax(scores, -1) @ v).masked_fill(empty, 0.0)
+            out, _ = reference(q, k, v, pattern, **kwargs)
             sums = (out * functional(tensors, out.dtype)[0]).sum(-1, keepdim=True)
         p = _SoftmaxByRowSums.apply(scores, sums)
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         return (p @ v).masked_fill(empty, 0.0), lse
 
     return run(function, tensors, tensors[0].dtype)

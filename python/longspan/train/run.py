@@ -179,7 +179,8 @@ class _Run:
         )
         if self.found:
             recorder.restore(saved["recorder"], checkpoint.step_of(self.found))
-        shown, stopper = [Progress(recorder)] if self.progress else [], Stopper()
+        shown = [Progress(recorder)] if self.progress else []
+        stopper = Stopper()
         trainer = LongTrainer(
             model,
             recipe,
