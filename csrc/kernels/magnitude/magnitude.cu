@@ -90,6 +90,16 @@ struct ChunkView {
   SIMT_DEVICE void visit(Units&& units, One&& one) const {
     magnitude::visit(reinterpret_cast<const typename Reader::Raw*>(data), count, tensor.aligned, units, one);
   }
+
+  template <class Reader, class One>
+  SIMT_DEVICE void each(One&& one) const {
+    visit<Reader>(
+        [&](const Unit<typename Reader::Raw>& unit) {
+          SIMT_UNROLL
+          for (int e = 0; e < kUnit<typename Reader::Raw>; ++e) one(unit.at[e]);
+        },
+        one);
+  }
 };
 
 __global__ void __launch_bounds__(kThreads) magnitude_clear_kernel(int64_t* counts, int64_t size) {
@@ -233,14 +243,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const uint32_t bits = a.states[chunk.tensor.group].bits;
   int32_t ties = 0;
   const auto count = [&]<class Reader>(Reader) {
-    using Raw = typename Reader::Raw;
-    const auto one = [&](Raw x) { ties += Reader::bits(x) == bits; };
-    chunk.visit<Reader>(
-        [&](const Unit<Raw>& unit) {
-          SIMT_UNROLL
-          for (int e = 0; e < kUnit<Raw>; ++e) one(unit.at[e]);
-        },
-        one);
+    chunk.each<Reader>([&](typename Reader::Raw x) { ties += Reader::bits(x) == bits; });
   };
   if (chunk.tensor.dtype == DType::kFloat32)
     count(Float32Bits());
@@ -366,14 +369,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const ChunkView chunk(table, table.chunk_of(blockIdx.x));
   double squares = 0;
   const auto add = [&]<class Reader>(Reader) {
-    using Raw = typename Reader::Raw;
-    const auto one = [&](Raw x) { squares += Reader::value(x) * Reader::value(x); };
-    chunk.visit<Reader>(
-        [&](const Unit<Raw>& unit) {
-          SIMT_UNROLL
-          for (int e = 0; e < kUnit<Raw>; ++e) one(unit.at[e]);
-        },
-        one);
+    chunk.each<Reader>([&](typename Reader::Raw x) { squares += Reader::value(x) * Reader::value(x); });
   };
   if (chunk.tensor.dtype == DType::kFloat32)
     add(Float32Bits());
