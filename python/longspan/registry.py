@@ -1,13 +1,13 @@
 """The one mechanism behind every axis: a method is a config class registered by axis and name.
 
-A method lives in its axis' folder, subclasses :class:`Method`, and registers itself::
+A method lives in its axis' folder, subclasses `Method`, and registers itself:
 
     @register("attention", "window")
     class WindowAttention(AttentionMethod):
         method: Literal["window"] = "window"
         size: int
 
-Names that a later version will serve are reserved with :func:`reserve`; asking for one says so, which is
+Names that a later version will serve are reserved with `reserve`; asking for one says so, which is
 different from asking for a name that nobody knows.
 """
 
@@ -15,10 +15,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 AXES: tuple[str, ...] = (
     "attention",
@@ -62,6 +72,22 @@ def choose(kind: str, given: Any, available: Iterable[str], reserved: Iterable[s
     close = nearest(given, [*available, *reserved])
     hint = f"; did you mean {close!r}?" if close else ";"
     raise ValueError(f"unknown {kind} {given!r}{hint} {choices}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a text field as one of the ``allowed`` names: `choose` checks it, and the JSON schema lists them."""
+
+    kind: str
+    allowed: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            lambda given: choose(self.kind, given, self.allowed), handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.allowed)}
 
 
 class Config(BaseModel):

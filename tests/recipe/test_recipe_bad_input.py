@@ -148,7 +148,8 @@ TABLE: list[tuple[dict[str, Any] | Any, str]] = [
     ({"adapter": {"method": "lora", "targets": ["q", "q"]}}, "adapter.targets: 'q' is given more than once"),
     (
         {"adapter": {"method": "lora", "also_train": ["norm"]}},
-        "adapter.also_train: unknown part to train as well 'norm'; did you mean 'norms'? available: embeddings, norms",
+        "adapter.also_train.0: unknown part to train as well 'norm'; did you mean 'norms'? available: embeddings, "
+        "norms",
     ),
     (
         {"update": {"engine": {"method": "meso"}}},

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from longspan.adapters.base import AdapterMethod
-from longspan.registry import Float, Int, choose, register
+from longspan.registry import Choice, Float, Int, register
 
 ALSO_TRAIN = ("embeddings", "norms")
 
@@ -33,7 +33,7 @@ class LoraAdapter(AdapterMethod):
     alpha: Float = Field(default=16, gt=0, allow_inf_nan=False)
     dropout: Float = Field(default=0.0, ge=0, lt=1)
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    also_train: tuple[str, ...] = ()
+    also_train: tuple[Annotated[str, Choice("part to train as well", ALSO_TRAIN)], ...] = ()
 
     @field_validator("targets")
     @classmethod
@@ -45,6 +45,4 @@ class LoraAdapter(AdapterMethod):
     @field_validator("also_train")
     @classmethod
     def _also_train(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            choose("part to train as well", name, ALSO_TRAIN)
         return _distinct(names)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from longspan.attention.base import AttentionMethod, Phase
-from longspan.registry import Bool, Float, Int, choose, register
+from longspan.registry import Bool, Choice, Float, Int, register
 
 FORMS = ("mask", "list", "block")
 SCORERS = ("adc", "match")
@@ -37,8 +37,8 @@ class PQAttention(AttentionMethod):
     phases: ClassVar[tuple[Phase, ...]] = ("train", "prefill")
 
     method: Literal["pq"] = "pq"
-    form: str = "mask"
-    scorer: str = "adc"
+    form: Annotated[str, Choice("form", FORMS)] = "mask"
+    scorer: Annotated[str, Choice("scorer", SCORERS)] = "adc"
     keep_ratio: Float = Field(default=0.125, gt=0, le=1)
     subspaces: Any = AUTO
     codewords: Int = Field(default=16, ge=1, le=256)
@@ -47,16 +47,6 @@ class PQAttention(AttentionMethod):
     window: Float = Field(default=0.25, ge=0, le=1)
     loss_weight: Float = Field(default=0.01, ge=0)
     commit: Bool = False
-
-    @field_validator("form")
-    @classmethod
-    def _form(cls, name: str) -> str:
-        return choose("form", name, FORMS)
-
-    @field_validator("scorer")
-    @classmethod
-    def _scorer(cls, name: str) -> str:
-        return choose("scorer", name, SCORERS)
 
     @field_validator("subspaces")
     @classmethod

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from longspan.registry import Config, Int, choose
+from longspan.registry import Choice, Config, Int
 
 FORMATS = ("text", "prompt_completion", "messages")
 PACKINGS = ("documents", "none")
@@ -25,19 +25,9 @@ class DataConfig(Config):
 
     train: str = Field(default="demo", min_length=1)
     held_out: float | str = 0.05
-    format: str = "text"
+    format: Annotated[str, Choice("data format", FORMATS)] = "text"
     length: Int = Field(default=4096, ge=16)
-    packing: str = "documents"
-
-    @field_validator("format")
-    @classmethod
-    def _format(cls, name: str) -> str:
-        return choose("data format", name, FORMATS)
-
-    @field_validator("packing")
-    @classmethod
-    def _packing(cls, name: str) -> str:
-        return choose("packing", name, PACKINGS)
+    packing: Annotated[str, Choice("packing", PACKINGS)] = "documents"
 
     @field_validator("held_out", mode="before")
     @classmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from longspan.ffn.base import FeedForwardMethod
-from longspan.registry import Bool, Float, Int, choose, register
+from longspan.registry import Bool, Choice, Float, Int, register
 
 GATES = ("out", "none", "double")
 
@@ -25,15 +25,10 @@ class RoutedFeedForward(FeedForwardMethod):
     method: Literal["routed"] = "routed"
     blocks: Int = Field(default=4, ge=1, le=8)
     active: Int = Field(default=2, ge=1)
-    gate: str = "out"
+    gate: Annotated[str, Choice("gate", GATES)] = "out"
     balance: Float = Field(default=0.01, ge=0)
     calibrate: Bool = True
     ramp_steps: Int = Field(default=0, ge=0)
-
-    @field_validator("gate")
-    @classmethod
-    def _gate(cls, name: str) -> str:
-        return choose("gate", name, GATES)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RoutedFeedForward:

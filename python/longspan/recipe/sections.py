@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from longspan.attention import AttentionMethod, FullAttention
 from longspan.ffn import DenseFeedForward, FeedForwardMethod
 from longspan.recipe.sizes import parse_size
-from longspan.registry import Bool, Config, Float, Int, choose, one_of
+from longspan.registry import Bool, Choice, Config, Float, Int, one_of
 from longspan.updates import AdamW, ParameterGroup, UpdateEngine, UpdateHook, UpdateTransform
 
 RECOMPUTE = ("none", "mlp", "mlp+qkv", "layer")
@@ -31,14 +31,12 @@ class FeedForwardSection(Config):
     """Which weight blocks are computed while training; ``eval`` routed evaluates and generates with the same ones."""
 
     train: Annotated[SerializeAsAny[FeedForwardMethod], one_of("ffn")] = DenseFeedForward()
-    eval: str = "dense"
+    eval: Annotated[str, Choice("ffn.eval", FFN_EVAL)] = "dense"
 
     @field_validator("eval", mode="before")
     @classmethod
-    def _eval(cls, given: Any) -> str:
-        if isinstance(given, dict) and set(given) == {"method"}:
-            given = given["method"]
-        return choose("ffn.eval", given, FFN_EVAL)
+    def _eval(cls, given: Any) -> Any:
+        return given["method"] if isinstance(given, dict) and set(given) == {"method"} else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeedForwardSection:
@@ -98,19 +96,9 @@ class MemorySection(Config):
     backward in the host's pinned memory, copied beside the computation; it needs a GPU.
     """
 
-    recompute: str = "none"
-    offload: str = "none"
+    recompute: Annotated[str, Choice("recompute", (*RECOMPUTE, AUTO))] = "none"
+    offload: Annotated[str, Choice("offload", OFFLOAD)] = "none"
     budget: Any = None
-
-    @field_validator("recompute")
-    @classmethod
-    def _recompute(cls, name: str) -> str:
-        return choose("recompute", name, (*RECOMPUTE, AUTO))
-
-    @field_validator("offload")
-    @classmethod
-    def _offload(cls, name: str) -> str:
-        return choose("offload", name, OFFLOAD)
 
     @field_validator("budget")
     @classmethod
@@ -135,14 +123,9 @@ class TrainerSection(Config):
     steps: Int = Field(default=100, ge=1)
     batch: Int = Field(default=1, ge=1)
     accumulate: Int = Field(default=1, ge=1)
-    schedule: str = "constant"
+    schedule: Annotated[str, Choice("schedule", SCHEDULES)] = "constant"
     warmup: Int = Field(default=0, ge=0)
     clip: Float = Field(default=1.0, ge=0, allow_inf_nan=False)
     log_every: Int = Field(default=1, ge=1)
     save_every: Int = Field(default=0, ge=0)
     output: Annotated[str, Field(min_length=1)] = "runs/demo"
-
-    @field_validator("schedule")
-    @classmethod
-    def _schedule(cls, name: str) -> str:
-        return choose("schedule", name, SCHEDULES)

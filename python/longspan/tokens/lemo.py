@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longspan.registry import Float, Int, choose, register
+from longspan.registry import Choice, Float, Int, register
 from longspan.tokens.base import TokenMethod
 
 if TYPE_CHECKING:
@@ -52,26 +52,11 @@ class LeMo(TokenMethod):
     block: Int = Field(default=64, ge=1, le=256)
     force_first: Int = Field(default=0, ge=0)
     force_last: Int = Field(default=0, ge=0)
-    forward: str = "dense"
-    selector: str = "random"
+    forward: Annotated[str, Choice("forward", FORWARDS)] = "dense"
+    selector: Annotated[str, Choice("selector", SELECTORS)] = "random"
     predictor: Annotated[str, Field(min_length=1)] | None = None
-    mlp: str = "rows"
+    mlp: Annotated[str, Choice("mlp", MLPS)] = "rows"
     mlp_ratio: Float | None = Field(default=None, gt=0, le=1)
-
-    @field_validator("forward")
-    @classmethod
-    def _forward(cls, name: str) -> str:
-        return choose("forward", name, FORWARDS)
-
-    @field_validator("selector")
-    @classmethod
-    def _selector(cls, name: str) -> str:
-        return choose("selector", name, SELECTORS)
-
-    @field_validator("mlp")
-    @classmethod
-    def _mlp(cls, name: str) -> str:
-        return choose("mlp", name, MLPS)
 
     @field_validator("layers")
     @classmethod

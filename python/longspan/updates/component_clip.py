@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from longspan.registry import Bool, Float, choose, register
+from longspan.registry import Bool, Choice, Float, register
 from longspan.updates.base import UpdateTransform
 
 if TYPE_CHECKING:
@@ -23,13 +23,8 @@ class ComponentClip(UpdateTransform):
 
     method: Literal["component_clip"] = "component_clip"
     max_norm: Float = Field(gt=0)
-    component: str = "tensor"
+    component: Annotated[str, Choice("component", ("tensor", "module", "layer"))] = "tensor"
     by_size: Bool = False
-
-    @field_validator("component")
-    @classmethod
-    def _component(cls, name: str) -> str:
-        return choose("component", name, ("tensor", "module", "layer"))
 
     def options(self, named: dict[str, nn.Parameter]) -> dict[str, Any]:
         """The clip."""

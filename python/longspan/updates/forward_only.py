@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from longspan.registry import Float, choose
+from longspan.registry import Choice, Float
 from longspan.updates.base import UpdateEngine
 
 if TYPE_CHECKING:
@@ -24,18 +24,8 @@ class ForwardOnlyEngine(UpdateEngine):
     maximises: ClassVar[bool] = False
 
     weight_decay: Float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    restore: str = "exact"
-    distribution: str = "gaussian"
-
-    @field_validator("restore")
-    @classmethod
-    def _restore(cls, name: str) -> str:
-        return choose("restore", name, RESTORE)
-
-    @field_validator("distribution")
-    @classmethod
-    def _distribution(cls, name: str) -> str:
-        return choose("distribution", name, DISTRIBUTIONS)
+    restore: Annotated[str, Choice("restore", RESTORE)] = "exact"
+    distribution: Annotated[str, Choice("distribution", DISTRIBUTIONS)] = "gaussian"
 
     def optimizer(self, groups: list[dict[str, Any]], *, seed: int, **options: Any) -> ShadowOptimizer:
         """Refuses options about gradients, of which there are none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from longspan.registry import Bool, Float, choose, register
+from longspan.registry import Bool, Choice, Float, register
 from longspan.updates.base import UpdateTransform
 from longspan.updates.layers import layer_of
 
@@ -29,26 +29,11 @@ class GradientMaskTuning(UpdateTransform):
 
     method: Literal["gmt"] = "gmt"
     keep_ratio: Float = Field(default=0.2, gt=0, le=1)
-    mode: str = "grad"
-    scope: str = "tensor"
+    mode: Annotated[str, Choice("mode", MODES)] = "grad"
+    scope: Annotated[str, Choice("scope", SCOPES)] = "tensor"
     exact_k: Bool = True
-    clip_on: str = "masked"
+    clip_on: Annotated[str, Choice("clip_on", CLIP_ON)] = "masked"
     exempt: Bool = True
-
-    @field_validator("mode")
-    @classmethod
-    def _mode(cls, name: str) -> str:
-        return choose("mode", name, MODES)
-
-    @field_validator("scope")
-    @classmethod
-    def _scope(cls, name: str) -> str:
-        return choose("scope", name, SCOPES)
-
-    @field_validator("clip_on")
-    @classmethod
-    def _clip_on(cls, name: str) -> str:
-        return choose("clip_on", name, CLIP_ON)
 
     def options(self, named: dict[str, nn.Parameter]) -> dict[str, Any]:
         """The mask."""
