@@ -42,7 +42,7 @@ class Measurement:
 
 
 class measure:
-    """Context manager that yields a :class:`Measurement`; may be nested, and each level counts from its own start.
+    """Context manager that yields a `Measurement`; may be nested, and each level counts from its own start.
 
     Raises RuntimeError when another torch profiler already runs: the two would mix their events.
     """

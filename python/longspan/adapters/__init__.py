@@ -1,6 +1,6 @@
 """Axis *adapters*: which new parameters are added.
 
-Importing this package loads the configs only; :func:`attach`, :func:`save`, :func:`load` and :func:`merge`
+Importing this package loads the configs only; `attach`, `save`, `load` and `merge`
 import torch and PEFT when they are first used.
 """
 

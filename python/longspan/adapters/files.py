@@ -58,7 +58,7 @@ def save(model: Any, folder: str | Path) -> None:
 
 
 def load(model: Any, folder: str | Path) -> Any:
-    """Read what :func:`save` wrote into ``model`` and return the ``PeftModel``.
+    """Read what `save` wrote into ``model`` and return the ``PeftModel``.
 
     ``model`` is the base model, or the same model with the same adapter attached. What methods keep goes into a model
     that is patched with them, and is left out for one that is not. Raises ``FileNotFoundError`` for missing files and

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class TokenStore:
-    """Documents as token ids; reads what :func:`open_store` wrote. Picklable, maps its files on first use.
+    """Documents as token ids; reads what `open_store` wrote. Picklable, maps its files on first use.
 
     ``offsets`` int64 [documents + 1]; ``ids`` int32 [tokens]; ``marks`` uint8 [tokens] (1 = a label) or
     None where every token is a label; ``digests`` uint8 [documents, 16], the hash of each record.

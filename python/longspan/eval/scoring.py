@@ -33,7 +33,7 @@ def takes(model: Any, argument: str) -> bool:
 
 
 class NextTokenLoss:
-    """Losses of a causal language model; call inside :func:`evaluating`.
+    """Losses of a causal language model; call inside `evaluating`.
 
     The backbone runs once per text and its output layer once per slice of positions. Whether head, scale
     and soft-cap reproduce the model's own logits is tried out on a few tokens; for a model where they do

@@ -20,8 +20,8 @@ SINGLE_TILE_GROUP = 512  # from this group size on, group borders fall on tile b
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """A pattern of visible pairs. Build one with :meth:`full`, :meth:`s2`, :meth:`window`, :meth:`tiles` or
-    :meth:`selected`.
+    """A pattern of visible pairs. Build one with `full`, `s2`, `window`, `tiles` or
+    `selected`.
 
     Causality, document borders and a model's own window are ANDed to the pattern. Positions count from the start of
     each document.
@@ -49,7 +49,7 @@ class AttentionPattern:
         """Shifted sparse attention of LongLoRA (Chen et al. 2024, section 3.2; the causal form of appendix B).
 
         Tokens attend causally inside groups of `group_size`; heads h >= H // 2 use groups shifted by half a group.
-        Give `group_size` (even), or `groups` and call :meth:`resolve` with the configured length once per run.
+        Give `group_size` (even), or `groups` and call `resolve` with the configured length once per run.
         `sinks` keeps the first tokens of each document visible to all; 0 is the paper.
         """
         if (groups is None) == (group_size is None):

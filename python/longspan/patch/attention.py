@@ -80,7 +80,7 @@ def install(root: nn.Module, model: Any, recipe: Recipe) -> AttentionPatch:
 
 
 def remove(root: nn.Module, done: AttentionPatch) -> None:
-    """Undo :func:`install`; settings changed on ``model.config`` since then are kept."""
+    """Undo `install`; settings changed on ``model.config`` since then are kept."""
     pq.remove(root)
     for module in root.modules():
         if OPTIONS in module.__dict__:

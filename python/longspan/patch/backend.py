@@ -92,7 +92,7 @@ class AttentionOptions:
 
 
 def register() -> None:
-    """Make the backend and its mask function known to transformers under :data:`NAME`. Later calls do
+    """Make the backend and its mask function known to transformers under `NAME`. Later calls do
     nothing.
     """
     from transformers import AttentionInterface, AttentionMaskInterface

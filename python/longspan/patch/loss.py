@@ -112,7 +112,7 @@ def _run_captured(model: Any, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
 
 
 def _forward_for(cls: type[nn.Module]) -> FunctionType:
-    """A copy of :func:`_forward` with the signature of the class' own, which Trainer and ``generate``
+    """A copy of `_forward` with the signature of the class' own, which Trainer and ``generate``
     read.
     """
     # No functools.wraps: accelerate follows __wrapped__ down to the stock forward and drops ours.
@@ -184,7 +184,7 @@ def _check(model: Any, transform: LogitTransform) -> None:
 
 
 def remove(model: Any) -> None:
-    """Undo :func:`install`. A forward wrapped since then by another library stays and runs the class' own."""
+    """Undo `install`. A forward wrapped since then by another library stays and runs the class' own."""
     if STATE in model.__dict__:
         delattr(model, STATE)
     if _is_ours(model.__dict__.get("forward")):

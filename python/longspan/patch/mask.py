@@ -1,7 +1,7 @@
 """The mask object: what transformers says about a forward, kept as O(T) facts instead of a T x T mask.
 
 transformers asks a mask function once per kind of layer and hands its result, whatever it is, to every
-attention module as ``attention_mask``. Ours returns a :class:`MaskSpec`; the layout that the engine needs is
+attention module as ``attention_mask``. Ours returns a `MaskSpec`; the layout that the engine needs is
 built from it by the first layer and shared by the others.
 """
 
@@ -138,7 +138,7 @@ def spec_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> MaskSpec:
-    """The mask function registered with transformers: the facts of this forward as a :class:`MaskSpec`.
+    """The mask function registered with transformers: the facts of this forward as a `MaskSpec`.
 
     Raises ``ValueError`` for masks that the engine cannot express (bidirectional, chunked, custom overlays).
     """

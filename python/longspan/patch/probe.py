@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def trial(model: Any) -> Any:
-    """The output of ``model`` on :data:`TOKENS` fixed token ids, in evaluation mode, without cache."""
+    """The output of ``model`` on `TOKENS` fixed token ids, in evaluation mode, without cache."""
     embedding = model.get_input_embeddings()
     ids = (torch.arange(TOKENS, device=embedding.weight.device) * 7 + 1) % embedding.weight.shape[0]
     with evaluating(model):

@@ -1,4 +1,4 @@
-"""What :func:`longspan.patch` did to a model."""
+"""What `longspan.patch` did to a model."""
 
 from __future__ import annotations
 

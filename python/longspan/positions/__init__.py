@@ -1,6 +1,6 @@
 """Axis *positions*: which angle a token gets.
 
-Importing this package loads the configs only; :func:`longspan.positions.apply.apply_positions` needs torch.
+Importing this package loads the configs only; `longspan.positions.apply.apply_positions` needs torch.
 """
 
 from __future__ import annotations

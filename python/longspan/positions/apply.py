@@ -20,7 +20,7 @@ _LOCAL_LAYERS = frozenset({"sliding_attention"})
 
 @dataclass
 class AppliedPositions:
-    """What :func:`apply_positions` changed. ``rope_parameters`` and ``max_position_embeddings`` are the new
+    """What `apply_positions` changed. ``rope_parameters`` and ``max_position_embeddings`` are the new
     values.
     """
 

@@ -40,5 +40,5 @@ def _sentence(error: Any) -> str:
 
 
 def explain(where: str, error: ValidationError) -> RecipeError:
-    """Turn pydantic's report into a :class:`RecipeError`."""
+    """Turn pydantic's report into a `RecipeError`."""
     return RecipeError(where, [_sentence(item) for item in error.errors(include_url=False)])

@@ -30,7 +30,7 @@ from longspan.tokens import AllTokens, TokenMethod
 class Recipe(Config):
     """A whole training run in one immutable object; ``Recipe.model_validate(dict)`` or ``Recipe.from_yaml(path)``.
 
-    Raises :class:`RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right one.
+    Raises `RecipeError` (a ``ValueError``) that names every wrong key in full and the nearest right one.
     """
 
     model: str = Field(default="demo", min_length=1)
@@ -98,7 +98,7 @@ class Recipe(Config):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file. Raises ``FileNotFoundError`` and :class:`RecipeError`."""
+        """Read a recipe file. Raises ``FileNotFoundError`` and `RecipeError`."""
         return cls._validate(str(path), yaml_io.read(path))
 
     def to_yaml(self, path: str | Path | None = None) -> str:

@@ -38,7 +38,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Any YAML value. Raises :class:`RecipeError` with line and column for what is not YAML."""
+    """Any YAML value. Raises `RecipeError` with line and column for what is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -50,7 +50,7 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The mapping that ``text`` holds. Raises :class:`RecipeError` otherwise."""
+    """The mapping that ``text`` holds. Raises `RecipeError` otherwise."""
     loaded = parse_value(text, where)
     if loaded is None:
         raise RecipeError(where, ["the file is empty; it needs at least 'model: demo'"])
@@ -60,7 +60,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file. Raises ``FileNotFoundError``, or :class:`RecipeError` for what is not YAML."""
+    """Read a YAML file. Raises ``FileNotFoundError``, or `RecipeError` for what is not YAML."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no recipe {path}")

@@ -137,7 +137,7 @@ def _check(model: Any) -> None:
 
 
 def remove(model: nn.Module) -> None:
-    """Undo :func:`install`, also on a copy of the model."""
+    """Undo `install`, also on a copy of the model."""
     tokens.remove(model)
     routed.remove(model)
     for module in model.modules():
