@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+"""The version of this installation."""
 
 if TYPE_CHECKING:
     from longspan.ops import AttentionPattern, TokenLayout

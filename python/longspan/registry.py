@@ -41,11 +41,15 @@ AXES: tuple[str, ...] = (
     "update_hook",
     "objective",
 )
+"""The questions that a recipe answers; a method is registered on one of them."""
 
 # Strict scalars: YAML's `yes`, "8" and 8.0 are not silently taken for the integer 1 or 8.
 Int = Annotated[int, Strict()]
+"""An integer."""
 Float = Annotated[float, Strict()]
+"""A number, also one written as an integer."""
 Bool = Annotated[bool, Strict()]
+"""`true` or `false`."""
 
 T = TypeVar("T", bound="Method")
 

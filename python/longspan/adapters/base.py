@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from longspan.registry import Method
 
-TENSORS = "longspan.safetensors"  # beside an adapter or a model: what trains in full, and what methods keep
+TENSORS = "longspan.safetensors"
+"""The file beside an adapter or a model with what trains in full, and what methods keep."""
 
 
 class AdapterMethod(Method):

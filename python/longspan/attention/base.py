@@ -13,12 +13,10 @@ Phase = Literal["train", "prefill", "decode"]
 
 
 class AttentionMethod(Method):
-    """Config of an attention method: which (query, key) pairs attend.
-
-    ``phases`` says where the method may be used; a recipe that asks for it elsewhere is refused.
-    """
+    """Config of an attention method: which (query, key) pairs attend."""
 
     phases: ClassVar[tuple[Phase, ...]] = ("train", "prefill", "decode")
+    """Where the method may be used; a recipe that asks for it elsewhere is refused."""
 
     def pattern(self, length: int) -> AttentionPattern:
         """The pattern for rows of ``length`` tokens, the length that the recipe configures.

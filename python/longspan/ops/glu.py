@@ -12,6 +12,7 @@ from longspan.ops._dtypes import check_dtype
 from longspan.ops._rows import as_rows
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+"""Names of the activations of `glu` and `activation`."""
 
 
 def glu(gate: Tensor, up: Tensor | None = None, *, activation: str) -> Tensor:

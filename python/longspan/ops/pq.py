@@ -10,7 +10,10 @@ from torch import Tensor
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 
-MAX_SUBSPACES, MAX_CODEWORDS = 64, 256
+MAX_SUBSPACES = 64
+"""The most pieces that a vector is cut into."""
+MAX_CODEWORDS = 256
+"""The most codewords of a piece: the number of one fits into 8 bits."""
 
 
 def code_bits(codewords: int) -> int:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class UpdateEngine(Method):
     """Config of an update engine: how trained parameters change in a step."""
 
-    # Whether a step needs losses only: no backward pass runs, and nothing is saved for one.
     forward_only: ClassVar[bool] = False
+    """Whether a step needs losses only: no backward pass runs, and nothing is saved for one."""
 
     @abstractmethod
     def optimizer(self, groups: list[dict[str, Any]], *, seed: int, **options: Any) -> Optimizer:
@@ -30,8 +30,8 @@ class UpdateEngine(Method):
 class UpdateTransform(Method):
     """Config of an update transform: what happens to gradients between accumulation and the engine."""
 
-    # Whether it says by itself what trains, so that all of the model's weights must.
     needs_all_weights: ClassVar[bool] = False
+    """Whether it says by itself what trains, so that all of the model's weights must."""
 
     def select(self, model: nn.Module, *, seed: int, partial: bool = False) -> None:
         """Freezes what does not train, before there is an optimizer; partial: the model lacks some of its layers."""
