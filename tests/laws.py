@@ -1,11 +1,14 @@
-"""The error law that every kernel obeys: bounded by the error of PyTorch's own arithmetic in the same dtype."""
+"""What every op obeys: errors bounded by those of PyTorch's own arithmetic in the same dtype, and the rules of ops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from tests import heap
 
 FORWARD, BACKWARD = 2.0, 3.0
 
@@ -40,6 +43,14 @@ def assert_error_bound(name: str, ours: Tensor, torchs: Tensor, exact: Tensor, f
 
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
+
+
+def opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
+    """`torch.library.opcheck`, and no call keeps a byte: an argument that its conversion does not free is a leak."""
+    torch.library.opcheck(op, arguments)
+    given = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+    kept = heap.kept_by_each_call(lambda: op(*given))
+    assert kept < 8, f"{op} keeps {kept:.1f} bytes a call"
 
 
 def assert_threads_change_no_bit(run: Callable[[], Mapping[str, Tensor]]) -> None:

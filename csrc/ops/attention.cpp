@@ -117,11 +117,12 @@ struct Cuda {
 
 template <class Device>
 std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v, MaybeTensor q_layout,
-                                         MaybeTensor k_layout, MaybeTensor tiles, std::string pattern, bool causal,
+                                         MaybeTensor k_layout, MaybeTensor tiles, StringHandle pattern_name, bool causal,
                                          int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
                                          int64_t tile_size, double scale, double softcap, MaybeTensor key_codes,
                                          MaybeTensor query_codes, MaybeTensor codebook, MaybeTensor threshold,
                                          MaybeTensor cut, int64_t subspaces, int64_t codewords) {
+  const std::string pattern = taken(pattern_name);
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
       spec_of(q, k,
@@ -136,11 +137,13 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& dout, MaybeTensor dlse, const Tensor& q, const Tensor& k,
                                                  const Tensor& v, const Tensor& out, const Tensor& lse, MaybeTensor q_layout,
-                                                 MaybeTensor k_layout, MaybeTensor tiles, std::string pattern, bool causal,
-                                                 int64_t group_size, int64_t window, int64_t sinks, int64_t model_window,
-                                                 int64_t tile_size, double scale, double softcap, MaybeTensor key_codes,
-                                                 MaybeTensor query_codes, MaybeTensor codebook, MaybeTensor threshold,
-                                                 MaybeTensor cut, int64_t subspaces, int64_t codewords) {
+                                                 MaybeTensor k_layout, MaybeTensor tiles, StringHandle pattern_name,
+                                                 bool causal, int64_t group_size, int64_t window, int64_t sinks,
+                                                 int64_t model_window, int64_t tile_size, double scale, double softcap,
+                                                 MaybeTensor key_codes, MaybeTensor query_codes, MaybeTensor codebook,
+                                                 MaybeTensor threshold, MaybeTensor cut, int64_t subspaces,
+                                                 int64_t codewords) {
+  const std::string pattern = taken(pattern_name);
   check_shapes(q, k, v);
   const kernels::AttentionSpec spec =
       spec_of(q, k,

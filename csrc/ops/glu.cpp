@@ -58,16 +58,18 @@ struct Cuda {
 #endif
 
 template <class Device>
-Tensor glu_fwd(const Tensor& gate, std::optional<Tensor> up, std::string activation, bool packed) {
+Tensor glu_fwd(const Tensor& gate, std::optional<Tensor> up, StringHandle activation, bool packed) {
+  const kernels::Activation kind = kernels::activation_named(taken(activation));
   const Halves in(gate, up, packed);
   Tensor y = torch::stable::new_empty(gate, {in.gate.size[0], in.gate.size[1]});
-  Device::fwd({kernels::activation_named(activation), in.gate, in.up, view_of<2>(y)}, gate);
+  Device::fwd({kind, in.gate, in.up, view_of<2>(y)}, gate);
   return y;
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> glu_bwd(const Tensor& dy, const Tensor& gate, std::optional<Tensor> up, std::string activation,
+std::tuple<Tensor, Tensor> glu_bwd(const Tensor& dy, const Tensor& gate, std::optional<Tensor> up, StringHandle activation,
                                    bool packed) {
+  const kernels::Activation kind = kernels::activation_named(taken(activation));
   const Halves in(gate, up, packed);
   const auto d = view_of<2>(dy);
   STD_TORCH_CHECK(d.size[0] == in.gate.size[0] && d.size[1] == in.gate.size[1] && d.dtype == in.gate.dtype,
@@ -75,7 +77,7 @@ std::tuple<Tensor, Tensor> glu_bwd(const Tensor& dy, const Tensor& gate, std::op
   Tensor dgate = torch::stable::new_empty(gate, {gate.size(0), gate.size(1)});
   Tensor dup = up ? torch::stable::new_empty(gate, {gate.size(0), gate.size(1)}) : torch::stable::new_empty(gate, {0});
   const Halves out(dgate, up ? std::optional<Tensor>(dup) : std::nullopt, packed);
-  Device::bwd({kernels::activation_named(activation), d, in.gate, in.up, out.gate, out.up}, gate);
+  Device::bwd({kind, d, in.gate, in.up, out.gate, out.up}, gate);
   return {dgate, dup};
 }
 

@@ -112,12 +112,13 @@ struct Call {
 
 template <class Device>
 std::tuple<Tensors, Tensor, Tensor, Tensor> lora_linear_fwd(const Tensor& x, MaybeTensor norm_weight, MaybeTensor norm_bias,
-                                                            std::string norm, double eps, double weight_offset,
+                                                            StringHandle norm_name, double eps, double weight_offset,
                                                             Tensors weights, Tensors bias_list, Tensors a_list,
                                                             Tensors b_list, std::vector<double> scalings,
                                                             Tensors residual_list, double dropout, MaybeTensor seeds) {
   const MaybeTensors biases = given(bias_list), lora_a = given(a_list), lora_b = given(b_list),
                      residuals = given(residual_list);
+  const std::string norm = taken(norm_name);
   Call call(x, norm_weight, norm_bias, norm, eps, weight_offset, weights, biases, lora_a, lora_b, scalings, dropout, seeds);
   STD_TORCH_CHECK(residuals.size() == weights.size(), "longspan::lora_linear: lists differ in length");
   const int64_t T = x.size(0);
@@ -143,12 +144,13 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> lora_linear_fwd(const Tensor& x, May
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors> lora_linear_bwd(
-    MaybeTensors dys, const Tensor& x, MaybeTensor norm_weight, MaybeTensor norm_bias, std::string norm, double eps,
+    MaybeTensors dys, const Tensor& x, MaybeTensor norm_weight, MaybeTensor norm_bias, StringHandle norm_name, double eps,
     double weight_offset, Tensors weights, Tensors bias_list, Tensors a_list, Tensors b_list, std::vector<double> scalings,
     double dropout, MaybeTensor seeds, const Tensor& s, const Tensor& rstd, const Tensor& mean, bool need_dx,
     bool need_dnorm_weight, bool need_dnorm_bias, std::vector<int64_t> need_dweights, std::vector<int64_t> need_dbiases,
     std::vector<int64_t> need_dlora_a, std::vector<int64_t> need_dlora_b) {
   const MaybeTensors biases = given(bias_list), lora_a = given(a_list), lora_b = given(b_list);
+  const std::string norm = taken(norm_name);
   Call call(x, norm_weight, norm_bias, norm, eps, weight_offset, weights, biases, lora_a, lora_b, scalings, dropout, seeds);
   const size_t count = weights.size();
   const int64_t T = x.size(0), C = x.size(1);

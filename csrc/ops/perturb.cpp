@@ -84,7 +84,8 @@ std::vector<kernels::PerturbTensor> tensors_of(const Tensors& targets, const Ten
 
 template <class Device>
 void perturb_(Tensors targets, Tensors sources, const Tensor& scale, const Tensor& seed, const Tensor& step,
-              Integers tensor_ids, Integers offsets, int64_t stream, std::string distribution) {
+              Integers tensor_ids, Integers offsets, int64_t stream, StringHandle distribution_name) {
+  const std::string distribution = taken(distribution_name);
   const auto tensors = tensors_of(targets, sources, {}, tensor_ids, offsets);
   const kernels::NoiseSpec noise = noise_of(seed, step, 1, stream, distribution);
   typename Device::Context context(scale);
@@ -94,7 +95,8 @@ void perturb_(Tensors targets, Tensors sources, const Tensor& scale, const Tenso
 template <class Device>
 void es_update_(Tensors targets, Tensors copies, const Tensor& coefficients, const Tensor& alpha,
                 std::optional<Tensor> decay, const Tensor& seeds, const Tensor& steps, Integers tensor_ids, Integers offsets,
-                int64_t stream, std::string distribution) {
+                int64_t stream, StringHandle distribution_name) {
+  const std::string distribution = taken(distribution_name);
   const auto tensors = tensors_of(targets, {}, copies, tensor_ids, offsets);
   const int64_t members = coefficients.numel(), count = int64_t(targets.size());
   const kernels::NoiseSpec noise = noise_of(seeds, steps, members, stream, distribution);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/common/context.h"
@@ -42,6 +43,18 @@ kernels::View<N> view_of(const Tensor& x) {
   out.data = const_cast<void*>(x.const_data_ptr());
   out.dtype = dtype_of(x);
   for (int i = 0; i < N; ++i) out.size[i] = x.size(i), out.stride[i] = x.stride(i);
+  return out;
+}
+
+/// A string argument of an op, which is released. (A parameter of type std::string would leak: the conversion of torch's
+/// headers up to 2.13 copies out of a string that it never deletes.)
+inline std::string taken(StringHandle text) {
+  const char* data = nullptr;
+  size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(text, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &data));
+  std::string out(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
   return out;
 }
 

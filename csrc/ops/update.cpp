@@ -102,7 +102,8 @@ template <class Device>
 void masked_step(const Tensors& params, const Tensors& grads, const Tensors& firsts, const Tensors& seconds,
                  const Tensors& copies, const Numbers& kinds, const Tensors& masks, const Numbers& groups,
                  const Numbers& numbers, const MaybeTensor& bits, const MaybeTensor& cut, const Tensor& factors,
-                 const Tensor& scalars, const std::string& mode, bool zero_grad, bool stochastic, int64_t seed) {
+                 const Tensor& scalars, StringHandle mode_name, bool zero_grad, bool stochastic, int64_t seed) {
+  const kernels::MaskMode mode = mode_of(taken(mode_name));
   const size_t count = params.size();
   STD_TORCH_CHECK(count && grads.size() == count && firsts.size() == count && seconds.size() == count &&
                       copies.size() == count && kinds.size() == count && masks.size() == count && groups.size() == count &&
@@ -128,7 +129,7 @@ void masked_step(const Tensors& params, const Tensors& grads, const Tensors& fir
                     "longspan: a gradient or a moment is missing");
   }
   STD_TORCH_CHECK(!thresholds || (bits && cut), "longspan: threshold masks need bits and cut");
-  const kernels::UpdateSpec spec{mode_of(mode),
+  const kernels::UpdateSpec spec{mode,
                                  vector_of<int32_t>(bits, like, ScalarType::Int, most_groups, "bits"),
                                  vector_of<int64_t>(cut, like, ScalarType::Long, most_groups, "cut"),
                                  vector_of<float>(factors, like, ScalarType::Float, int64_t(count), "factors"),
@@ -143,7 +144,7 @@ template <class Device>
 void sgd_step(const Tensors& params, const Tensors& grads, const Tensors& buffers, const Tensors& copies,
               const Numbers& kinds, const Tensors& masks, const Numbers& groups, const Numbers& numbers,
               const MaybeTensor& bits, const MaybeTensor& cut, const Tensor& factors, const Tensor& scalars,
-              const std::string& mode, bool zero_grad, bool stochastic, int64_t seed) {
+              StringHandle mode, bool zero_grad, bool stochastic, int64_t seed) {
   masked_step<Device>(params, grads, buffers, buffers, copies, kinds, masks, groups, numbers, bits, cut, factors, scalars,
                       mode, zero_grad, stochastic, seed);
 }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.ops import AttentionPattern, TokenLayout, attention
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, opcheck
 from tests.ops.attention_cases import by_row_sums, inputs, oracle, ours, torchs
 
 P = AttentionPattern
@@ -133,11 +133,11 @@ def test_opcheck(dtype: torch.dtype) -> None:
     layout = TokenLayout.packed(torch.tensor([0, 3, 70]))
     spec = (layout.queries, layout.keys, None, "s2", True, 32, 0, 1, 0, 0, 0.5, 3.0)
     tensors = [x.requires_grad_() for x in inputs(1, 4, 2, 70, 16, dtype=dtype)]
-    torch.library.opcheck(torch.ops.longspan.attention_fwd.default, (*tensors, *spec))
+    opcheck(torch.ops.longspan.attention_fwd.default, (*tensors, *spec))
     q, k, v = (x.detach() for x in tensors)
     out, lse = torch.ops.longspan.attention_fwd(q, k, v, *spec)
     arguments = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *spec)
-    torch.library.opcheck(torch.ops.longspan.attention_bwd.default, arguments)
+    opcheck(torch.ops.longspan.attention_bwd.default, arguments)
 
 
 def test_compiles_whole_once_for_all_lengths() -> None:

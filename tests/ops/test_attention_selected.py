@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import AttentionPattern, TokenLayout, attention, topl_threshold
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.attention_cases import assert_same_bits, inputs, oracle, ours, torchs
 from tests.ops.pq_cases import CHOICES, Choice, Problem
 
@@ -169,7 +169,7 @@ def test_op_check_and_compile() -> None:
         spec = (None, None, None, "selected", True, 0, s.window, s.sinks, 0, 0, 0.25, 0.0)
         codes = (s.key_codes, s.query_codes, s.codebook, s.threshold, s.cut, s.subspaces, s.codewords)
         leaves = tuple(x.detach().contiguous().requires_grad_() for x in (q, k, v))
-        torch.library.opcheck(torch.ops.longspan.attention_fwd.default, (*leaves, *spec, *codes))
+        opcheck(torch.ops.longspan.attention_fwd.default, (*leaves, *spec, *codes))
 
     def whole(q: Tensor, k: Tensor, v: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
         selection = topl_threshold(codes, 16, q=q, codebook=codebook, window=2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import ACTIVATIONS, activation, geglu, glu, swiglu
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops import glu_cases
 from tests.ops.glu_cases import CASES, F64, Problem
 
@@ -85,10 +85,10 @@ def test_gradcheck(name: str) -> None:
 def test_opcheck(form: str, dtype: torch.dtype) -> None:
     gate, up = (x.requires_grad_() for x in Problem().tensors(dtype))
     second, packed = (up if form == "gated" else None), form == "packed"
-    torch.library.opcheck(torch.ops.longspan.glu_fwd.default, (gate, second, "gelu", packed))
+    opcheck(torch.ops.longspan.glu_fwd.default, (gate, second, "gelu", packed))
     dy = torch.ones(9, 32 if packed else 64, dtype=dtype)
     given = (dy, gate.detach(), None if second is None else second.detach(), "gelu", packed)
-    torch.library.opcheck(torch.ops.longspan.glu_bwd.default, given)
+    opcheck(torch.ops.longspan.glu_bwd.default, given)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -12,7 +12,7 @@ from torch import Tensor
 from longspan import ops
 from longspan.ops import BlockSets, grouped_expand, grouped_reduce, grouped_weight
 from longspan.ops.reference import grouped as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.grouped_cases import CASES, Problem
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -127,9 +127,9 @@ def test_op_check_and_compile() -> None:
         p, q = given["tail"]
         tensors = [t.requires_grad_() for t in (given["x"], given["weight"], given["bias"], p, q)]
         arguments = (*tensors, sets.offsets, 4, 2, True)
-        torch.library.opcheck(getattr(torch.ops.longspan, name).default, arguments)
+        opcheck(getattr(torch.ops.longspan, name).default, arguments)
     a, b = problem.pair(F32)
-    torch.library.opcheck(torch.ops.longspan.grouped_weight.default, (a, b, sets.offsets, 4, 2, True, False))
+    opcheck(torch.ops.longspan.grouped_weight.default, (a, b, sets.offsets, 4, 2, True, False))
     given = problem.tensors("grouped_expand", F32)
     compiled = torch.compile(lambda x, w: grouped_expand(x, w, sets), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(given["x"], given["weight"]), grouped_expand(given["x"], given["weight"], sets))

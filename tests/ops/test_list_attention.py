@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.ops import AttentionPattern, attention, list_attention, list_transpose, topl_indices
 from longspan.ops.reference import list_attention as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.attention_cases import inputs, run
 from tests.ops.pq_cases import CHOICES
 
@@ -153,13 +153,13 @@ def test_transposed_twice_are_the_lists() -> None:
 def test_op_check_and_compile() -> None:
     tensors, lists = problem("plain", F32)
     leaves = tuple(x.contiguous().requires_grad_() for x in tensors)
-    torch.library.opcheck(torch.ops.longspan.list_attention_fwd.default, (*leaves, lists, 0.25, 0.0))
-    torch.library.opcheck(torch.ops.longspan.list_transpose.default, (lists, 30))
+    opcheck(torch.ops.longspan.list_attention_fwd.default, (*leaves, lists, 0.25, 0.0))
+    opcheck(torch.ops.longspan.list_transpose.default, (lists, 30))
     out, lse = torch.ops.longspan.list_attention_fwd(*leaves, lists, 0.25, 0.0)
     starts, rows = list_transpose(lists, 30)
     given_ = (torch.ones_like(out), None, *leaves, out, lse, lists, starts, rows, 0.25, 0.0)
     given_ = tuple(x.detach() if isinstance(x, Tensor) else x for x in given_)
-    torch.library.opcheck(torch.ops.longspan.list_attention_bwd.default, given_)
+    opcheck(torch.ops.longspan.list_attention_bwd.default, given_)
     compiled = torch.compile(lambda *t: list_attention(*t, lists), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*tensors), list_attention(*tensors, lists))
 

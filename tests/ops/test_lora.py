@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longspan.ops.reference.lora import lora_linear as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, opcheck
 from tests.ops.lora_cases import CASES, F32, F64, PARTS, Problem, mask_of
 
 BF16 = torch.bfloat16
@@ -99,7 +99,7 @@ def fwd_arguments(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Any, ..
 def test_opcheck(name: str, dtype: torch.dtype) -> None:
     problem = CASES[name]
     tensors = {n: x.requires_grad_() for n, x in problem.tensors(dtype).items()}
-    torch.library.opcheck(torch.ops.longspan.lora_linear_fwd.default, fwd_arguments(problem, tensors))
+    opcheck(torch.ops.longspan.lora_linear_fwd.default, fwd_arguments(problem, tensors))
     given_arguments = fwd_arguments(problem, {n: x.detach() for n, x in tensors.items()})
     _, s, rstd, mean = torch.ops.longspan.lora_linear_fwd(*given_arguments)
     x, norm_weight, norm_bias, *rest = given_arguments
@@ -110,7 +110,7 @@ def test_opcheck(name: str, dtype: torch.dtype) -> None:
     for first in (problem.upstream(dtype)[0], None):
         dys = [first, *problem.upstream(dtype)[1:]]
         arguments = (dys, x, norm_weight, norm_bias, *group, dropout, seeds, s, rstd, mean, *needs, adapters, adapters)
-        torch.library.opcheck(torch.ops.longspan.lora_linear_bwd.default, arguments)
+        opcheck(torch.ops.longspan.lora_linear_bwd.default, arguments)
 
 
 @pytest.mark.parametrize(

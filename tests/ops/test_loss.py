@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.ops import segment_linear_cross_entropy
 from longspan.ops.reference.loss import segment_linear_cross_entropy as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 DTYPES = (F32, F64, BF16)
@@ -127,7 +127,7 @@ def test_opcheck(mode: str, dtype: torch.dtype) -> None:
     )
     needs = {"sum": (True, True, True), "hidden only": (True, False, False)}.get(mode, (False, False, False))
     arguments = (hidden, weight, bias, x["labels"], x["token_weights"], 7, IGNORED, 1.0, 3.0, mode == "rows", *needs)
-    torch.library.opcheck(torch.ops.longspan.linear_cross_entropy.default, arguments)
+    opcheck(torch.ops.longspan.linear_cross_entropy.default, arguments)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

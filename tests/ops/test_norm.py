@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import layer_norm, rms_norm
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.norm_cases import CASES, F32, F64, Problem
 
 BF16 = torch.bfloat16
@@ -98,12 +98,12 @@ def test_opcheck(name: str, dtype: torch.dtype) -> None:
     tensors = {n: x.requires_grad_() for n, x in problem.tensors(dtype).items()}
     x, residual, weight, bias = (tensors.get(n) for n in ("x", "residual", "weight", "bias"))
     arguments = (x, residual, weight, bias, problem.centered, problem.eps, 0.0)
-    torch.library.opcheck(torch.ops.longspan.norm_fwd.default, arguments)
+    opcheck(torch.ops.longspan.norm_fwd.default, arguments)
     given = [None if t is None else t.detach() for t in (x, residual, weight, bias)]
     y, total, rstd, mean = torch.ops.longspan.norm_fwd(*given, problem.centered, problem.eps, 0.0)
     normed = given[0] if residual is None else total
     backward = (y, None, normed, given[2], given[3], rstd, mean, problem.centered, 0.0, problem.weight, problem.bias)
-    torch.library.opcheck(torch.ops.longspan.norm_bwd.default, backward)
+    opcheck(torch.ops.longspan.norm_bwd.default, backward)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])

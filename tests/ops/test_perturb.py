@@ -14,7 +14,7 @@ from longspan.memory import measure
 from longspan.ops import es_update_, perturb_, perturb_noise
 from longspan.ops.reference.perturb import noise
 from tests import machine
-from tests.laws import assert_threads_change_no_bit
+from tests.laws import assert_threads_change_no_bit, opcheck
 from tests.ops.perturb_cases import BF16, CASES, F32, F64, Problem
 
 DISTRIBUTIONS = ("gaussian", "rademacher")
@@ -271,11 +271,9 @@ def test_opcheck(distribution: str) -> None:
     rest = ([0, 1], [0, 8], 2, distribution)
     sources = [each.clone() for each in x]
     for given in ([], sources):
-        torch.library.opcheck(torch.ops.longspan.perturb_.default, (x, given, one, integers[:1], integers[1:], *rest))
+        opcheck(torch.ops.longspan.perturb_.default, (x, given, one, integers[:1], integers[1:], *rest))
     for decay, copies in ((None, []), (two, sources)):
-        torch.library.opcheck(
-            torch.ops.longspan.es_update_.default, (x, copies, two, one, decay, integers, integers, *rest)
-        )
+        opcheck(torch.ops.longspan.es_update_.default, (x, copies, two, one, decay, integers, integers, *rest))
 
 
 def test_compiles_without_breaks() -> None:

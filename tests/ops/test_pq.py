@@ -13,7 +13,7 @@ from torch import Tensor
 from longspan.memory import measure
 from longspan.ops import pq_decode, pq_encode, pq_loss, pq_stats, unpack_codes
 from longspan.ops.reference import pq as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.pq_cases import CASES, Problem, pack
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -220,11 +220,11 @@ def test_op_check_and_compile() -> None:
     _, k, codebook = CASES["plain"].tensors(F32)
     k, codebook = k.contiguous(), codebook.requires_grad_()
     codes = pq_encode(k, codebook)
-    torch.library.opcheck(torch.ops.longspan.pq_encode.default, (k, codebook.detach(), 2))
-    torch.library.opcheck(torch.ops.longspan.pq_stats.default, (k, codes, 2, 4, 16, 4))
+    opcheck(torch.ops.longspan.pq_encode.default, (k, codebook.detach(), 2))
+    opcheck(torch.ops.longspan.pq_stats.default, (k, codes, 2, 4, 16, 4))
     leaf = k.clone().requires_grad_()
     for arguments in ((leaf, codebook, codes, 2, 1e-5, True), (k, codebook, codes, 1, 1e-5, False)):
-        torch.library.opcheck(torch.ops.longspan.pq_loss.default, arguments)
+        opcheck(torch.ops.longspan.pq_loss.default, arguments)
     compiled = torch.compile(lambda z, c: (pq_encode(z, c), pq_loss(z, c)), fullgraph=True, backend="aot_eager")
     found, loss = compiled(k, codebook)
     assert torch.equal(found, codes)

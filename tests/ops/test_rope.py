@@ -14,7 +14,7 @@ from torch import Tensor
 from longspan.memory import measure
 from longspan.ops import rope, rope_, rope_packed_, rope_table
 from longspan.ops.reference.rope import rope as reference
-from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.rope_cases import CASES, LENGTH, Problem
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -90,8 +90,8 @@ def test_gradcheck(route: str, name: str) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_opcheck(interleaved: bool, dtype: torch.dtype) -> None:
     x, *rest = Problem((2, 2, 5, 16), 12).tensors(dtype)
-    torch.library.opcheck(torch.ops.longspan.rope.default, (x.requires_grad_(), *rest, interleaved, False))
-    torch.library.opcheck(torch.ops.longspan.rope_.default, (x.detach().clone(), *rest, interleaved, True))
+    opcheck(torch.ops.longspan.rope.default, (x.requires_grad_(), *rest, interleaved, False))
+    opcheck(torch.ops.longspan.rope_.default, (x.detach().clone(), *rest, interleaved, True))
 
 
 @pytest.mark.parametrize("route", ["rope", "rope_", "rope_ of a projection"])

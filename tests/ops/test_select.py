@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longspan.memory import measure
 from longspan.ops import TokenBlocks, block_score, select_blocks
-from tests.laws import FORWARD, assert_error_bound, assert_threads_change_no_bit
+from tests.laws import FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.select_cases import CASES, Problem
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -113,7 +113,7 @@ def test_op_check_and_compile() -> None:
     q, k = problem.tensors(F32)
     blocks = problem.blocks()
     arguments = (q, k, blocks.starts, blocks.counts, blocks.segments, blocks.most, 0.5, True)
-    torch.library.opcheck(torch.ops.longspan.block_score.default, arguments)
+    opcheck(torch.ops.longspan.block_score.default, arguments)
     compiled = torch.compile(
         lambda q, k: block_score(q, k, blocks, symmetrise=True), fullgraph=True, backend="aot_eager"
     )

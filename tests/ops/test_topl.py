@@ -16,7 +16,7 @@ from longspan.memory import measure
 from longspan.ops import AttentionPattern, KeySelection, adc_table, topl_indices, topl_threshold
 from longspan.ops.reference import topl as reference
 from longspan.ops.reference.attention import visible
-from tests.laws import assert_threads_change_no_bit
+from tests.laws import assert_threads_change_no_bit, opcheck
 from tests.ops.pq_cases import CASES, CHOICES, Choice, Problem, pack
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -197,13 +197,13 @@ def test_op_check_and_compile() -> None:
         first = who.get("q"), who.get("query_codes"), who["key_codes"], who.get("codebook")
         first = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in first)
         ops = torch.ops.longspan
-        torch.library.opcheck(ops.topl_threshold.default, (*first, None, None, 16, *sizes))
+        opcheck(ops.topl_threshold.default, (*first, None, None, 16, *sizes))
         selection, q = choice.select()
         given_ = (selection.threshold, selection.cut, None, None, 16)
-        torch.library.opcheck(ops.topl_indices.default, (*first, *given_, *sizes))
+        opcheck(ops.topl_indices.default, (*first, *given_, *sizes))
         assert p.T == 70
     q, _, codebook = CASES["plain"].tensors(F32)
-    torch.library.opcheck(torch.ops.longspan.adc_table.default, (q.contiguous(), codebook))
+    opcheck(torch.ops.longspan.adc_table.default, (q.contiguous(), codebook))
 
     def whole(q: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
         selection = topl_threshold(codes, 16, q=q, codebook=codebook, window=2)
