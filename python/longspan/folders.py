@@ -141,7 +141,7 @@ def staged(final: Path, *, about: Mapping[str, Any], replace: bool = False, keep
     """
     if final.exists() and not replace:
         raise FileExistsError(f"{final} exists already; choose another folder or remove it")
-    final.parent.mkdir(parents=True, exist_ok=True)
+    _make(final.parent)
     staging = _staging_name(final)
     try:
         staging.mkdir()
@@ -161,6 +161,17 @@ def staged(final: Path, *, about: Mapping[str, Any], replace: bool = False, keep
         reason = os.strerror(code) if code else str(error)
         told = f"cannot save {final}: {reason}, {free / 1e6:.1f} MB free. Nothing half written is left. {keep}"
         raise SaveError(code, told.strip()) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> SaveError:
+    return SaveError(error.errno, f"cannot write in {folder}: {error.strerror}; give a folder that can be written")
 
 
 def _write_error_number(error: BaseException, free: int) -> int | None:
@@ -185,10 +196,14 @@ def locked(folder: Path, *, wait: bool, purpose: str) -> Iterator[None]:
     """Hold `folder`'s lock; the system drops it when the process ends, however it ends.
 
     With `wait` a second process waits for the first, without it a BusyError says that `purpose` is under
-    way.
+    way. Raises SaveError where the folder cannot be made or written in.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as handle:
+    _make(folder)
+    with contextlib.ExitStack() as opened:
+        try:
+            handle = opened.enter_context((folder / LOCK).open("a"))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -192,6 +192,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (torch, "save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
         (folders, "write_manifest", FULL),
         (folders, "sync_tree", OSError(errno.EIO, "Input/output error")),
+        (os, "rename", OSError(errno.EROFS, "Read-only file system")),
     ],
 )
 def test_disk_full_while_saving_leaves_the_previous_checkpoint(
@@ -220,6 +221,30 @@ def test_disk_full_while_saving_leaves_the_previous_checkpoint(
     resumed = run_quietly(recipe, cache, resume=True)
     whole = run_quietly(make(output="whole"), cache)
     assert_continues(whole, resumed)
+
+
+@pytest.mark.parametrize("place", ["below a file", "below /sys", "read-only"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(
+    place: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    run = {"below a file": tmp_path / "file" / "run", "below /sys": Path("/sys/run"), "read-only": tmp_path / "run"}[
+        place
+    ]
+    if place == "read-only":  # permissions do not bind root, who runs the tests in containers
+        run.mkdir()
+        original = Path.open
+
+        def refuse(path: Path, mode: str = "r", **options: Any) -> Any:
+            if path.parent == run and mode != "r":
+                raise OSError(errno.EROFS, "Read-only file system")
+            return original(path, mode, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("longspan.train.run.load_model", None)
+    with pytest.raises(folders.SaveError, match=f"cannot write in {run}: .*give a folder that can be written"):
+        run_quietly({**make(), "trainer": {"steps": 1, "output": str(run)}}, tmp_path / "cache")
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "run"}
 
 
 def test_an_error_that_is_not_about_writing_stays_itself(tmp_path: Path) -> None:
