@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.house.layers import PYTHON_LAYERS, cpp_violations, level, python_violations
+from tests.house.layers import CPP_LAYERS, PYTHON_LAYERS, cpp_violations, level, python_violations
 
 
 def test_imports_follow_the_layers(root: Path) -> None:
@@ -23,6 +25,17 @@ def test_every_name_has_one_layer() -> None:
     assert level("_native") == 0
     assert level("cli") == len(PYTHON_LAYERS) - 1
     assert level("nothing") is None
+
+
+def test_the_picture_shows_the_layers_in_their_order(root: Path) -> None:
+    text = (root / "docs" / "figures" / "architecture.svg").read_text(encoding="utf-8")
+    places = {name: int(y) for y, name in re.findall(r'class="name" x="\d+" y="(\d+)">([^<]+)<', text)}
+    sources = {f"csrc/{name}" for name in CPP_LAYERS} - {"csrc/simt"}  # the emulation is part of no product
+    assert places.keys() == {name for names in PYTHON_LAYERS for name in names} | sources
+    rows = [{places[name] for name in names} for names in PYTHON_LAYERS]
+    assert all(len(row) == 1 for row in rows)
+    assert all(max(upper) < min(lower) for lower, upper in itertools.pairwise(rows))
+    assert places["ops"] < places["csrc/ops"] == places["csrc/host"] < places["csrc/kernels"]
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
