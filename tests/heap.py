@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 
 _NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
@@ -19,17 +20,22 @@ _mallinfo2.restype = _Counts
 
 
 def in_use() -> int:
-    """Of the main arena and of blocks with a mapping of their own; other threads' arenas are not counted."""
+    """Of all arenas and of blocks with a mapping of their own; what a thread keeps for its next calls counts as used."""
     counts = _mallinfo2()
     return int(counts.uordblks + counts.hblkhd)
 
 
-def kept_by_each_call(call: Callable[[], object], calls: int = 5) -> float:
-    """Bytes that a call leaves in use; the least of three rounds, since caches grow now and then and leaks always."""
-    found = []
-    for _ in range(3):
-        before = in_use()
-        for _ in range(calls):
+def kept_by_each_call(call: Callable[[], object], allowed: float = 8.0, most: int = 640) -> float:
+    """Bytes that a call leaves in use, over as many calls as it takes to see no more than `allowed`, at most `most`.
+
+    Caches (of allocators, by thread and size) are full after some calls; a leak keeps the same at every call.
+    """
+    call()
+    gc.collect()
+    before, done, kept = in_use(), 0, float("inf")
+    while kept > allowed and done < most:
+        for _ in range(max(10, done)):
             call()
-        found.append((in_use() - before) / calls)
-    return min(found)
+            done += 1
+        kept = (in_use() - before) / done
+    return kept
