@@ -165,7 +165,7 @@ def one_quality(name: str, setup: Setup) -> dict[str, Any]:
     if ", last, " in name:
         select.BEFORE_SCORES["random"] = _last
     try:
-        return train_one(setup)
+        return train_one(setup, before=FILE.untrained())
     finally:
         select.BEFORE_SCORES["random"] = before
 

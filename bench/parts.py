@@ -46,6 +46,11 @@ class PartsFile:
         found: dict[str, Any] = self.read().get("quality", {}).get("result", {}).get("runs", {})
         return found
 
+    def untrained(self) -> float | None:
+        """The held-out loss before training, which all runs that train new adapters on one model share."""
+        known: list[float] = [run["held_out_before"] for run in self.runs().values()]
+        return known[0] if known else None
+
 
 def recipe_of(setup: Setup) -> Setup:
     """The training that setups share: LoRA r=8 on q, k, v, o, AdamW, 60 rows of 2048 tokens, unless `setup` says."""
@@ -57,18 +62,35 @@ def recipe_of(setup: Setup) -> Setup:
     } | setup
 
 
-def train_one(setup: Setup, more: Callable[[Any], dict[str, Any]] = lambda result: {}) -> dict[str, Any]:
+def loss_of(setup: Setup, final: Path, changes: Setup | None = None) -> float:
+    """Held-out loss of a run's weights, evaluated densely, or as `changes` of the recipe say."""
+    from longspan import data
+    from longspan.analysis.layers import rows_of
+    from longspan.recipe import Recipe
+    from longspan.train import weights
+    from longspan.train.evaluate import held_out_loss
+    from longspan.train.run import prepare
+
+    recipe = Recipe.model_validate(recipe_of(setup)).replace(changes or {})
+    model, tokenizer = prepare(recipe)
+    weights.load(model, final, recipe)
+    return held_out_loss(model, rows_of(recipe, model, tokenizer, held_out=True), data.collate, limit=HELD_OUT)
+
+
+def train_one(
+    setup: Setup, more: Callable[[Any], dict[str, Any]] = lambda result: {}, *, before: float | None = None
+) -> dict[str, Any]:
     """Loss on held-out rows, evaluated densely, before and after training; its first and last losses and its time.
 
-    more: further figures, of the run before its folder is gone.
+    more: further figures, of the run before its folder is gone. before: the loss before training where it is known.
     """
     recipe = recipe_of(setup)
     with tempfile.TemporaryDirectory() as folder:
         recipe["trainer"] = recipe["trainer"] | {"output": f"{folder}/run"}
-        result = longspan.train(recipe, evaluate=HELD_OUT, progress=False)
+        result = longspan.train(recipe, evaluate=HELD_OUT if before is None else False, progress=False)
         return {
-            "held_out_before": result.held_out_before,
-            "held_out_after": result.held_out_after,
+            "held_out_before": result.held_out_before if before is None else before,
+            "held_out_after": result.held_out_after if before is None else loss_of(setup, result.final),
             "first_loss": result.losses[0],
             "last_losses": sum(result.losses[-5:]) / 5,
             "seconds_a_step": statistics.median(result.seconds),

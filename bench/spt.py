@@ -24,7 +24,8 @@ from typing import Any
 
 from bench import spt_attention, spt_ffn, spt_mass, spt_paper
 from bench.lean_layers import BASELINE, adapted, interleaved, rows
-from bench.parts import HELD_OUT, LENGTH, PartsFile, Setup, main, recipe_of, train_all, train_one
+from bench.parts import LENGTH, PartsFile, Setup, loss_of, main, recipe_of, train_all, train_one
+from longspan.recipe import Recipe
 
 FILE = PartsFile("spt")
 DENSE = "longspan, dense"
@@ -59,30 +60,14 @@ def one_quality(setup: Setup) -> dict[str, Any]:
     """Training, and the loss with the same sparsity in evaluation."""
 
     def sparse(result: Any) -> dict[str, Any]:
-        if "attention" not in setup and "ffn" not in setup:
-            return {}
-        return {"held_out_sparse": sparse_loss(setup, result.final)}
+        changes: Setup = {}
+        if "attention" in setup:
+            changes["attention.prefill"] = Recipe.model_validate(recipe_of(setup)).attention.train.model_dump()
+        if "ffn" in setup:
+            changes["ffn.eval"] = "routed"
+        return {"held_out_sparse": loss_of(setup, result.final, changes)} if changes else {}
 
-    return train_one(setup, sparse)
-
-
-def sparse_loss(setup: Setup, final: Any) -> float:
-    """The held-out loss of a trained model that is evaluated as it was trained."""
-    from longspan import data
-    from longspan.analysis.layers import rows_of
-    from longspan.recipe import Recipe
-    from longspan.train import weights
-    from longspan.train.evaluate import held_out_loss
-    from longspan.train.run import prepare
-
-    recipe = Recipe.model_validate(recipe_of(setup))
-    changes: dict[str, Any] = {"attention.prefill": recipe.attention.train.model_dump()}
-    if recipe.ffn.train.method == "routed":
-        changes["ffn.eval"] = "routed"
-    recipe = recipe.replace(changes)
-    model, tokenizer = prepare(recipe)
-    weights.load(model, final, recipe)
-    return held_out_loss(model, rows_of(recipe, model, tokenizer, held_out=True), data.collate, limit=HELD_OUT)
+    return train_one(setup, sparse, before=FILE.untrained())
 
 
 def steps(rounds: int) -> dict[str, Any]:
