@@ -20,7 +20,7 @@ _mallinfo2.restype = _Counts
 
 
 def in_use() -> int:
-    """Of all arenas and of blocks with a mapping of their own; what a thread keeps for its next calls counts as used."""
+    """Of all arenas and of blocks with a mapping of their own; what a thread keeps for later calls counts as used."""
     counts = _mallinfo2()
     return int(counts.uordblks + counts.hblkhd)
 
