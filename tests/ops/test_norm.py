@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longspan.memory import measure
-from longspan.ops import layer_norm, rms_norm
+from longspan.ops import Norm, Projection, apply_norm, layer_norm, norm_lora_linear, rms_norm
+from longspan.ops.reference import norm as reference
 from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit, opcheck
 from tests.ops.norm_cases import CASES, F32, F64, Problem
 
@@ -201,6 +202,23 @@ def test_a_graph_of_the_gradient_is_refused() -> None:
         torch.autograd.grad(rms_norm(x).sum(), x, create_graph=True)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_a_norm_by_itself_is_the_norm_before_a_linear_map(kind: str, bias: bool, offset: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, weight, shift = (torch.randn(n, generator=generator, dtype=F64).requires_grad_() for n in ((5, 7), (7,), (7,)))
+    norm = Norm(weight, shift if bias else None, kind, 1e-3, offset)
+    leaves = [x, weight, *([shift] if bias else [])]
+    exact, _ = reference.norm(x, weight, norm.bias, centered=kind == "layer", eps=1e-3, weight_offset=offset)
+    dy = torch.randn(5, 7, generator=generator, dtype=F64)
+    expected = [exact, *torch.autograd.grad(exact, leaves, dy)]
+    mapped = norm_lora_linear(x, [Projection(torch.eye(7, dtype=F64))], norm)[0]
+    for y in (apply_norm(norm, x), mapped):
+        for found, wanted in zip([y, *torch.autograd.grad(y, leaves, dy)], expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
 X, W = torch.zeros(2, 8), torch.zeros(8)
 BAD: dict[str, Callable[[], Any]] = {
     "rms_norm: x has shape (); it must be [..., C] with C at least 1": lambda: rms_norm(torch.zeros(())),
@@ -221,6 +239,7 @@ BAD: dict[str, Callable[[], Any]] = {
         rms_norm(X, residual=X[:, :7])
     ),
     "rms_norm: eps is -1.0; it must be finite and not negative": lambda: rms_norm(X, eps=-1.0),
+    "apply_norm: norm.kind is 'batch'; allowed: rms, layer": lambda: apply_norm(Norm(kind="batch"), X),
     "rms_norm: weight_offset is inf; it must be finite": lambda: rms_norm(X, weight_offset=float("inf")),
 }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from longspan.memory import measure
-from longspan.ops import Norm, Projection, RoutePlan, balance_loss, route_plan, route_topk, routed_ffn
+from longspan.ops import Norm, Projection, RoutePlan, balance_loss, route_logits, route_plan, route_topk, routed_ffn
+from longspan.ops.reference import norm as reference
 from tests.laws import BACKWARD, FORWARD, assert_error_bound, assert_threads_change_no_bit
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -265,6 +266,24 @@ def test_all_tokens_on_one_set_and_empty_blocks() -> None:
         parts = found[key].unflatten(0, (4, 6))
         assert (parts[[0, 2]] == 0).all()
         assert (parts[[1, 3]] != 0).any()
+
+
+@pytest.mark.parametrize("mode", ["out", "double"])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_all_of_a_norm_goes_before_the_router_and_the_layer(kind: str, mode: str) -> None:
+    leaves = {name: x.detach() for name, x in Layer().leaves(F64).items()}
+    plan, _, gates = route(33, 4, 2, F64)
+    up, down = [projection(leaves, name) for name in ("gate", "up")], projection(leaves, "down")
+    x, columns = leaves["x"], leaves["x"].shape[1]
+    weight, bias = torch.linspace(-1, 1, columns, dtype=F64), torch.linspace(2, 3, columns, dtype=F64)
+    norm = Norm(weight, bias, kind, 1e-3, 1.0)
+    z, _ = reference.norm(x, weight, bias, centered=kind == "layer", eps=1e-3, weight_offset=1.0)
+    router = torch.randn(4, columns, dtype=F64), torch.randn(4, dtype=F64)
+    torch.testing.assert_close(route_logits(x, *router, norm), functional.linear(z, *router))
+    found = (
+        routed_ffn(rows, up, down, plan, gates, n, activation="silu", mode=mode) for rows, n in ((x, norm), (z, None))
+    )
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("mode", ["out", "none"])

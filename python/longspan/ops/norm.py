@@ -26,13 +26,13 @@ class Norm:
 
 
 def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
-    """The norm of x [..., C]; x itself for None."""
+    """The norm of x [..., C], all of its fields as in `norm_lora_linear`; x itself for None."""
     if norm is None:
         return x
-    if norm.kind == "layer":
-        y = layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
-    else:
-        y = rms_norm(x, norm.weight, eps=norm.eps, weight_offset=norm.weight_offset)
+    if norm.kind not in ("rms", "layer"):
+        raise ValueError(f"apply_norm: norm.kind is {norm.kind!r}; allowed: rms, layer")
+    centered = norm.kind == "layer"
+    y = _norm("apply_norm", x, norm.weight, norm.bias, None, centered, norm.eps, norm.weight_offset)
     assert isinstance(y, Tensor)
     return y
 
