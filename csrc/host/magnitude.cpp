@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <cstdint>
+
 #include "host/arguments.h"
 #include "host/bind.h"
 #include "host/device.h"
@@ -19,6 +21,8 @@ struct Group {
     if (groups.empty()) throw py::value_error("groups is empty; give at least one array and its group");
     check_length("tensors", objects.size(), "groups", groups.size());
     for (size_t i = 0; i < groups.size(); ++i) {
+      if (groups[i] < 0 || groups[i] > INT32_MAX)
+        throw py::value_error(element_name("groups", i) + " is " + std::to_string(groups[i]) + "; allowed: 0 to 2^31 - 1");
       const Array& x = arrays.add(objects[i], element_name("tensors", i));
       tensors.push_back({x.data, dtype_of(x, element_name("tensors", i)), x.numel(), int32_t(groups[i])});
     }

@@ -58,11 +58,11 @@ kernels::AttentionSpec spec_of(const Tensor& q, const Tensor& k, const Arguments
   kernels::Pattern& pattern = spec.pattern;
   pattern.kind = kind_of(given.pattern);
   pattern.causal = given.causal;
-  pattern.group_size = int32_t(given.group_size);
-  pattern.window = int32_t(given.window);
-  pattern.sinks = int32_t(given.sinks);
-  pattern.model_window = int32_t(given.model_window);
-  pattern.tile_size = int32_t(given.tile_size);
+  pattern.group_size = narrowed(given.group_size, "group_size", kOp);
+  pattern.window = narrowed(given.window, "window", kOp);
+  pattern.sinks = narrowed(given.sinks, "sinks", kOp);
+  pattern.model_window = narrowed(given.model_window, "model_window", kOp);
+  pattern.tile_size = narrowed(given.tile_size, "tile_size", kOp);
   if (pattern.kind == PatternKind::kTiles) set_tiles(pattern, q, k, given);
   if (pattern.kind == PatternKind::kSelected) {
     STD_TORCH_CHECK(given.key_codes && given.threshold && given.cut,

@@ -1,10 +1,18 @@
 #pragma once
 // Token arrays and codes of a call, from torch's tensors.
+#include <cstdint>
+
 #include "kernels/attention/mask.h"
 #include "kernels/pq/selection.h"
 #include "ops/tensor.h"
 
 namespace longspan::ops {
+
+/// A number that positions are compared with, which have 32 bits.
+inline int32_t narrowed(int64_t value, const char* name, const char* op) {
+  STD_TORCH_CHECK(value >= 0 && value <= INT32_MAX, "longspan::", op, ": ", name, " is ", value, "; allowed: 0 to 2^31 - 1");
+  return int32_t(value);
+}
 
 /// layout int32 [2 or 3, 1 or B, length]: doc, pos and, if there is a third plane, flag.
 inline kernels::Layout layout_of(const std::optional<Tensor>& layout, int64_t batch, int64_t length, const char* op) {

@@ -1,6 +1,7 @@
 // torch ops longspan::magnitude_histogram, kth_magnitude and squared_norms: check, allocate, launch.
 #include "kernels/magnitude/magnitude.h"
 
+#include <cstdint>
 #include <tuple>
 
 #include "ops/cuda.h"
@@ -34,6 +35,8 @@ std::vector<kernels::MagnitudeTensor> tensors_of(const Tensors& tensors, const s
   std::vector<kernels::MagnitudeTensor> out;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& x = tensors[i];
+    STD_TORCH_CHECK(groups[i] >= 0 && groups[i] <= INT32_MAX, "longspan: group ", groups[i],
+                    " of magnitudes has no 31 bits");
     STD_TORCH_CHECK(x.is_contiguous() && x.device() == tensors[0].device(),
                     "longspan: magnitudes are ranked of contiguous tensors on one device");
     out.push_back({x.const_data_ptr(), dtype_of(x), x.numel(), int32_t(groups[i])});

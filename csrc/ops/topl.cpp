@@ -66,12 +66,10 @@ struct Call {
     tokens = {queries.size(0), queries.size(1), key_codes.size(1), queries.size(2), key_codes.size(2)};
     if (q) io.q = view_of<4>(*q);
     io.selection = selection_of(key_codes, query_codes, codebook, q, tokens, subspaces, codewords, op);
-    STD_TORCH_CHECK(window >= 0 && sinks >= 0 && model_window >= 0, "longspan::", op,
-                    ": window, sinks and model_window must not be negative");
     spec.pattern.kind = kernels::PatternKind::kSelected;
     spec.pattern.causal = causal;
-    spec.pattern.window = int32_t(window), spec.pattern.sinks = int32_t(sinks);
-    spec.pattern.model_window = int32_t(model_window);
+    spec.pattern.window = narrowed(window, "window", op), spec.pattern.sinks = narrowed(sinks, "sinks", op);
+    spec.pattern.model_window = narrowed(model_window, "model_window", op);
     spec.queries = layout_of(q_layout, tokens.B, tokens.T, op), spec.keys = layout_of(k_layout, tokens.B, tokens.S, op);
     STD_TORCH_CHECK(q_layout.has_value() == k_layout.has_value() && (q_layout || tokens.T == tokens.S), "longspan::", op,
                     ": as many queries as keys, or layouts of both, are needed");

@@ -1,6 +1,7 @@
 // torch ops longspan::masked_adamw_ and masked_sgd_: check, collect, launch.
 #include "kernels/update/update.h"
 
+#include <cstdint>
 #include <string>
 
 #include "ops/cuda.h"
@@ -115,7 +116,8 @@ void masked_step(const Tensors& params, const Tensors& grads, const Tensors& fir
   bool thresholds = false;
   for (size_t i = 0; i < count; ++i) {
     const Tensor& p = params[i];
-    STD_TORCH_CHECK(p.is_contiguous() && p.device() == like.device() && kinds[i] >= 0 && kinds[i] <= 5 && groups[i] >= 0,
+    STD_TORCH_CHECK(p.is_contiguous() && p.device() == like.device() && kinds[i] >= 0 && kinds[i] <= 5 && groups[i] >= 0 &&
+                        groups[i] <= INT32_MAX,
                     "longspan: parameters must be contiguous, on one device, with a kind of mask and a group");
     const auto kind = kernels::MaskKind(kinds[i]);
     const int64_t columns = p.dim() ? p.size(p.dim() - 1) : 1;

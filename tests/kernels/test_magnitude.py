@@ -72,6 +72,7 @@ BAD: dict[str, Callable[[], Any]] = {
     "tensors has 1 elements; groups has 2": lambda: kernels.kth_magnitude([X], [0, 0], ONE, exact=True),
     "tensors[0] must be contiguous": lambda: kernels.kth_magnitude([X.T], [0], ONE, exact=True),
     "group 3 is out of range; there are 1": lambda: kernels.kth_magnitude([X], [3], ONE, exact=True),
+    "groups[0] is 4294967296; allowed: 0 to 2^31 - 1": lambda: kernels.kth_magnitude([X], [2**32], ONE, exact=True),
     "magnitudes of float64 are not ranked; use float32": lambda: kernels.magnitude_histogram(
         [X.astype(np.float64)], [0], 1
     ),

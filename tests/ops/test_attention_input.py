@@ -43,7 +43,18 @@ ROWS = {
         pattern="full"
     ),
     "attention: softcap is -1.0; it must be positive, or None for no cap": _call(softcap=-1.0),
-    "attention: model_window is -3; it must be positive, or None for no window": _call(model_window=-3),
+    "attention: model_window is -3; it must be positive and below 2^31, or None for no window": _call(model_window=-3),
+    "attention: model_window is 4294967297; it must be positive and below 2^31, or None for no window": _call(
+        model_window=2**32 + 1
+    ),
+    "AttentionPattern.window: size is 4294967297; allowed: 0 to 2^31 - 1, as positions": lambda: P.window(2**32 + 1),
+    "AttentionPattern.window: sinks is 2147483648; allowed: 0 to 2^31 - 1, as positions": lambda: P.window(4, 2**31),
+    "AttentionPattern.s2: group_size is 4294967298; allowed: 0 to 2^31 - 1, as positions": lambda: P.s2(
+        group_size=2**32 + 2
+    ),
+    "AttentionPattern.s2: group_size is 2147483904; allowed: 0 to 2^31 - 1, as positions": lambda: P.s2(2).resolve(
+        2**32 + 2
+    ),
     "attention: layout.queries describes 1 rows of 5 tokens; the tensors have 1 rows of 8": _call(
         layout=TokenLayout.packed(torch.tensor([0, 5]))
     ),

@@ -156,6 +156,10 @@ def test_mistakes_are_named() -> None:
         (lambda: kth_magnitude([x[::2]], [1]), r"tensors\[0\] must be contiguous"),
         (lambda: kth_magnitude([x], [1, 2]), "wanted has 2 numbers; there are 1 groups"),
         (lambda: squared_norms([x], groups=[-1]), r"squared_norms: groups is \[-1\]"),
+        (
+            lambda: squared_norms([x], groups=[2**32]),
+            r"groups is \[4294967296\]; it must hold a number from 0 to 65535",
+        ),
         (lambda: magnitude_histogram([x], bins=torch.zeros(1)), "bins is torch.float32"),
     ):
         with pytest.raises(ValueError, match=message):

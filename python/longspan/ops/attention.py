@@ -10,7 +10,7 @@ from torch import Tensor
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops.layout import TokenLayout
-from longspan.ops.pattern import AttentionPattern
+from longspan.ops.pattern import AttentionPattern, check_model_window
 
 MAX_HEAD_DIM = 256
 _SPEC = (
@@ -139,8 +139,7 @@ def _check(
             )
     if softcap is not None and softcap < 0:
         raise ValueError(f"attention: softcap is {softcap}; it must be positive, or None for no cap")
-    if model_window is not None and model_window < 0:
-        raise ValueError(f"attention: model_window is {model_window}; it must be positive, or None for no window")
+    check_model_window("attention", model_window)
     if layout is None:
         if T != S:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from longspan.ops._define import define, op, require
 
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
+MAX_GROUPS = 1 << 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -115,9 +116,10 @@ def _check(name: str, tensors: Sequence[Tensor], groups: Sequence[int] | None) -
     if not tensors:
         raise ValueError(f"{name}: the list of tensors is empty")
     numbers = list(range(len(tensors))) if groups is None else list(groups)
-    if len(numbers) != len(tensors) or min(numbers) < 0:
+    if len(numbers) != len(tensors) or min(numbers) < 0 or max(numbers) >= MAX_GROUPS:
         raise ValueError(
-            f"{name}: groups is {numbers}; it must hold a number from 0 for each of {len(tensors)} tensors"
+            f"{name}: groups is {numbers}; it must hold a number from 0 to {MAX_GROUPS - 1} for each of {len(tensors)} "
+            "tensors"
         )
     halves: dict[int, set[bool]] = {}
     for i, (x, g) in enumerate(zip(tensors, numbers, strict=True)):

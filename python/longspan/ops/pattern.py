@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 KEY_TILE = 256  # keys that the kernels pack together
 LIST_TILE = 64  # listed tiles are multiples of it
 SINGLE_TILE_GROUP = 512  # from this group size on, group borders fall on tile borders
+MOST = 2**31 - 1  # positions have 32 bits, and so has what is compared with them
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class AttentionPattern:
     tile_table: torch.Tensor | None = None
     tile_size: int = 0
     selection: KeySelection | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "groups", "size", "sinks", "tile_size"):
+            value = getattr(self, name)
+            if not 0 <= value <= MOST:
+                raise ValueError(
+                    f"AttentionPattern.{self.kind}: {name} is {value}; allowed: 0 to 2^31 - 1, as positions"
+                )
 
     @classmethod
     def full(cls, causal: bool = True) -> AttentionPattern:
@@ -142,3 +151,11 @@ def _sinks(method: str, sinks: int) -> int:
     if not _integer(sinks) or sinks < 0:
         raise ValueError(f"AttentionPattern.{method}: sinks is {sinks!r}; it must be 0 or a positive integer")
     return sinks
+
+
+def check_model_window(name: str, model_window: int | None) -> None:
+    """Raises ValueError unless it is a number of 32 bits, or None."""
+    if model_window is not None and not 0 <= model_window <= MOST:
+        raise ValueError(
+            f"{name}: model_window is {model_window}; it must be positive and below 2^31, or None for no window"
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops.layout import TokenLayout
+from longspan.ops.pattern import MOST, check_model_window
 from longspan.ops.pq import MAX_CODEWORDS, MAX_SUBSPACES, check_codebook, code_bits, code_words
 
 KEEPS_ALL = -1  # a threshold below every score
@@ -91,8 +92,9 @@ def topl_threshold(
     """
     _check("topl_threshold", key_codes, q, codebook, query_codes, subspaces, codewords, layout)
     for name, value, least in (("budget", budget, 1), ("window", window, 0), ("sinks", sinks, 0)):
-        if value < least:
-            raise ValueError(f"topl_threshold: {name} is {value}; it must be at least {least}")
+        if not least <= value <= MOST:
+            raise ValueError(f"topl_threshold: {name} is {value}; it must be at least {least} and below 2^31")
+    check_model_window("topl_threshold", model_window)
     if window and not causal:
         raise ValueError(f"topl_threshold: window is {window}; the last keys are those of a causal row, use window=0")
     require("topl_threshold", key_codes)
@@ -133,8 +135,9 @@ def topl_indices(
     """
     s = selection
     _check("topl_indices", s.key_codes, q, s.codebook, s.query_codes, s.subspaces, s.codewords, layout)
-    if slots < 0:
-        raise ValueError(f"topl_indices: slots is {slots}; it must not be negative")
+    if not 0 <= slots <= MOST:
+        raise ValueError(f"topl_indices: slots is {slots}; it must not be negative, and be below 2^31")
+    check_model_window("topl_indices", model_window)
     require("topl_indices", s.key_codes)
     indices: Tensor = op("topl_indices")(
         None if q is None else q.detach(),
