@@ -25,17 +25,19 @@ def in_use() -> int:
     return int(counts.uordblks + counts.hblkhd)
 
 
-def kept_by_each_call(call: Callable[[], object], allowed: float = 8.0, most: int = 640) -> float:
-    """Bytes that a call leaves in use, over as many calls as it takes to see no more than `allowed`, at most `most`.
+def kept_by_each_call(call: Callable[[], object], allowed: float = 8.0, most: int = 1280) -> float:
+    """Bytes that a call leaves in use, of the first round that keeps no more than `allowed`, or of the last one.
 
-    Caches (of allocators, by thread and size) are full after some calls; a leak keeps the same at every call.
+    Caches (of allocators, by thread and size) fill now and then, ever more seldom, so each round is twice as long as
+    the one before; a leak keeps the same at every call.
     """
     call()
     gc.collect()
-    before, done, kept = in_use(), 0, float("inf")
-    while kept > allowed and done < most:
-        for _ in range(max(10, done)):
+    calls, kept = 10, float("inf")
+    while kept > allowed and calls <= most:
+        before = in_use()
+        for _ in range(calls):
             call()
-            done += 1
-        kept = (in_use() - before) / done
+        kept = (in_use() - before) / calls
+        calls *= 2
     return kept
