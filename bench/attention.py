@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.record import Gate
@@ -77,6 +79,25 @@ class Inputs:
         """Forward alone of the dense baseline."""
         with torch.no_grad():
             return sdpa(self.q, self.k, self.v)
+
+    def flex(self) -> Callable[[], Tensor]:
+        """torch's FlexAttention with this pattern as its mask, compiled; on the CPU it has no backward."""
+        size = self.pattern.size if self.pattern.kind == "window" else self.shape.T
+        sinks = self.pattern.sinks
+
+        def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (i >= j) & ((i - j < size) | (j < sinks))
+
+        mask = create_block_mask(visible, None, None, self.shape.T, self.shape.T, device="cpu")
+        compiled = torch.compile(flex_attention, fullgraph=True)
+        q, k, v = (x.detach() for x in (self.q, self.k, self.v))
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+        torch.testing.assert_close(forward(), self.forward_op(), rtol=1e-4, atol=1e-5)  # the same attention
+        return forward
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

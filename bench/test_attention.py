@@ -88,22 +88,24 @@ def test_dense_causal(session: Session, benchmark: BenchmarkFixture, D: int) -> 
     both_routes(session, benchmark, Shape(4096, D=D), FULL, targets)
 
 
-def test_forward_alone(session: Session, benchmark: BenchmarkFixture) -> None:
-    """attention_fwd without gradients, as in evaluation."""
+@pytest.mark.parametrize("pattern", [FULL, AttentionPattern.window(1024)], ids=repr)
+def test_forward_alone(session: Session, benchmark: BenchmarkFixture, pattern: AttentionPattern) -> None:
+    """attention_fwd without gradients, as in evaluation, against SDPA and FlexAttention."""
     shape, key_op = Shape(4096), "attention_fwd"
-    gate = checked(session, shape, FULL, "fwd")
-    inputs = Inputs(shape, FULL, session.threads)
+    gate = checked(session, shape, pattern, "fwd")
+    inputs = Inputs(shape, pattern, session.threads)
     product, _ = roofline()
     competitors = {
         OP: inputs.forward_op,
         KERNELS: inputs.forward_pybind,
         DENSE: inputs.forward_dense,
+        "flex_attention": inputs.flex(),
         MM: product,
     }
     result = race(benchmark, OP, competitors, session.seconds)
     for impl in (OP, KERNELS):
-        flops = rows.flops(FULL, shape, backward=False)
-        record(session, result, impl, shape.key(FULL, key_op), gate, flops, {}, mode="fwd")
+        flops = rows.flops(pattern, shape, backward=False)
+        record(session, result, impl, shape.key(pattern, key_op), gate, flops, {}, mode="fwd")
 
 
 def test_shifted_groups(session: Session, benchmark: BenchmarkFixture) -> None:
