@@ -113,6 +113,21 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tail_that_is_wider_than_the_rows_has_wide_gradients(name: str) -> None:
+    problem = Problem()
+    given, sets = problem.tensors(name, BF16), problem.sets()
+    found = {}
+    for dtype in (BF16, F64):
+        leaves = [t.to(F64 if dtype == F64 else F32).requires_grad_() for t in given["tail"]]
+        x, weight = given["x"].to(dtype), given["weight"].to(dtype)
+        y = getattr(ops, name)(x, weight, sets, by_rows=problem.by_rows, tail=tuple(leaves))
+        dy = torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(BF16).to(dtype)
+        found[dtype] = torch.autograd.grad(y, leaves, dy)
+    for ours, exact in zip(found[BF16], found[F64], strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-6 * exact.abs().max().item())
+
+
 def test_threads_change_no_bit() -> None:
     problem = CASES["wide"]
     given = problem.tensors("grouped_expand", F32)

@@ -184,15 +184,17 @@ def _expand_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, p, q, offsets = ctx.saved_tensors
     wants, dy = ctx.needs_input_grad, last_contiguous(dy)
 
-    def blocked(other: Tensor) -> Tensor:
-        found: Tensor = op("grouped_weight")(dy, last_contiguous(other.to(dy.dtype)), offsets, *ctx.spec, True)
+    def blocked(rows: Tensor, other: Tensor) -> Tensor:
+        found: Tensor = op("grouped_weight")(rows, last_contiguous(other), offsets, *ctx.spec, True)
         return found
 
     dx = _product("grouped_reduce", ctx, dy, weight, offsets) if wants[0] else None
-    dweight = blocked(x).to(weight.dtype) if wants[1] else None
-    dbias = blocked(dy.new_ones((dy.shape[0], 1))).flatten().to(dy.dtype) if wants[2] else None
-    dp = _product("grouped_reduce", ctx, dy, q.to(dy.dtype), offsets).to(p.dtype) if wants[3] else None
-    dq = blocked(p).to(q.dtype) if wants[4] else None
+    dweight = blocked(dy, x).to(weight.dtype) if wants[1] else None
+    dbias = blocked(dy, dy.new_ones((dy.shape[0], 1))).flatten().to(dy.dtype) if wants[2] else None
+    # A tail is wider than 16-bit rows, and so are its gradients.
+    wide = dy.to(p.dtype) if wants[3] or wants[4] else dy
+    dp = _product("grouped_reduce", ctx, wide, q, offsets) if wants[3] else None
+    dq = blocked(wide, p) if wants[4] else None
     return dx, dweight, dbias, dp, dq, None, None, None, None
 
 
@@ -204,7 +206,7 @@ def _reduce_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if wants[1]:
         dweight = op("grouped_weight")(last_contiguous(x), dy, offsets, *ctx.spec, True).to(weight.dtype)
     dbias = dy.sum(0) if wants[2] else None
-    wide = dy if p is None else dy.to(p.dtype)
+    wide = dy.to(p.dtype) if wants[3] or wants[4] else dy
     dp = wide @ (q.mT if by_rows else q) if wants[3] else None
     dq = (p.mT @ wide if by_rows else wide.mT @ p) if wants[4] else None
     return dx, dweight, dbias, dp, dq, None, None, None, None
