@@ -80,6 +80,9 @@ ROWS = {
     ),
     "TokenLayout.padded: mask has shape (4,); it must be [B, T]": lambda: TokenLayout.padded(torch.ones(4)),
     "TokenLayout.cached: past is -1; it must be an integer of at least 0": lambda: TokenLayout.cached(-1, 4),
+    "TokenLayout.rows: kept_rows has 1 twice; they must be different from each other": lambda: TokenLayout.rows(
+        TokenLayout.packed(torch.tensor([0, 3])), torch.tensor([1, 1])
+    ),
     "TokenLayout.rows: kept_rows is torch.bool (3,); it must be int64 [N]": lambda: TokenLayout.rows(
         TokenLayout.packed(torch.tensor([0, 3])), torch.tensor([True, False, True])
     ),

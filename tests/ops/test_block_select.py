@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -136,14 +139,36 @@ def test_attention_over_chosen_blocks(name: str) -> None:
         ({"queries": (1, 3, 4, 2, 3)}, "K a divisor of H"),
         ({"budget": 0}, "budget 0"),
         ({"recent": 0}, "recent 0"),
-        ({"rows": 5}, "ranges are of"),
+        ({"rows": 5}, r"ranges.first is torch.int64 of \(1, 5\) blocks"),
+        ({"first": 2**31}, "below 2.31"),
+        ({"dtype": torch.float32}, "queries are torch.float32"),
+        ({"fill": -1}, "queries has -1; counts are not negative"),
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
-    queries = torch.zeros(change.get("queries", (1, 4, 4, 2, 3)), dtype=torch.int32)
+    shape, dtype = change.get("queries", (1, 4, 4, 2, 3)), change.get("dtype", torch.int32)
+    queries = torch.full(shape, change.get("fill", 0), dtype=dtype)
     keys = torch.zeros(1, 2, 4, 2, 3, dtype=torch.int32)
     last = torch.arange(1, 1 + change.get("rows", 4))[None]
+    options = {"first": change.get("first", 0), "recent": change.get("recent", 1)}
     with pytest.raises(ValueError, match=message):
-        block_select(
-            queries, keys, BlockRanges(last * 0, last), change.get("budget", 2), recent=change.get("recent", 1)
-        )
+        block_select(queries, keys, BlockRanges(last * 0, last), change.get("budget", 2), **options)
+
+
+CODES = torch.full((1, 1, 3, 1), 7, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: code_hist(CODES, 2, 4), "codes has code 7; there are 4 codewords"),
+        (lambda: code_hist(CODES, 2, 16, block=0), "block is 0; it must have 1 token at least"),
+        (lambda: table_sums(CODES[None], 4), "table is torch.int32"),
+        (lambda: BlockRanges.of(4, 4, block=0), "a block have 1 token at least"),
+        (lambda: BlockRanges.of(4, 4, model_window=-1), "model_window is -1"),
+        (lambda: BlockRanges.of(4, 4, layout=TokenLayout.cached(0, 5)), r"layout is of \(5, 5\)"),
+    ],
+)
+def test_mistakes_are_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

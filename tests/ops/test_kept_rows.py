@@ -187,6 +187,26 @@ class TestLinearScatterAdd:
 BAD: dict[str, tuple[Callable[[Tensor, Any], Any], Any, str]] = {
     "int32": (gather_rows, torch.zeros(2, dtype=torch.int32), "rows is torch.int32"),
     "2-D rows": (gather_rows, torch.zeros(2, 2, dtype=torch.int64), "must be int64"),
+    "twice": (gather_rows, torch.tensor([1, 2, 1]), "rows has 1 twice; they must be different"),
+    "scattered twice": (lambda x, r: scatter_add_rows(x, x[:2], r), torch.tensor([3, 3]), "rows has 3 twice"),
+    "entered twice": (lambda x, r: KeptRows(r).enter(x), torch.tensor([2, 2]), "rows has 2 twice"),
+    "written twice": (
+        lambda x, r: linear_scatter_add_(x * 1, x[:2], Projection(x[:12]), r),
+        torch.tensor([2, 2]),
+        "2 twice",
+    ),
+    "out of range": (gather_rows, torch.tensor([3, 1000]), "rows has 1000; allowed: 0 to"),
+    "negative": (gather_rows, torch.tensor([2, -1]), "rows has -1; allowed: 0 to"),
+    "placed twice": (
+        lambda x, r: place_rows(x[:2].detach(), r, x.detach()),
+        torch.tensor([1, 1]),
+        "place_rows: rows has 1 twice",
+    ),
+    "placed elsewhere": (
+        lambda x, r: place_rows(x[:2].detach(), r, x.detach()),
+        torch.tensor([1]),
+        r"place_rows: x is torch.float64 \(2, 12\)",
+    ),
     "leave": (lambda x, r: KeptRows(r).leave(x, x), torch.tensor([1, 2]), r"must be torch.float64 \(2, 12\)"),
     "leave_as": (
         lambda x, r: KeptRows(r).leave_as(x, x[:2], x),

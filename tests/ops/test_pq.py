@@ -248,6 +248,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: pq_loss(Z, BOOK, torch.zeros(1, 2, 3, 2, dtype=torch.int32)), r"must be contiguous int32 \(1, 2, 3, 1\)"),
     (lambda: unpack_codes(torch.zeros(3, 2, dtype=torch.int32), 4, 16), r"take int32 \[..., 1\]"),
     (lambda: pq_decode(torch.zeros(1, 3, 3, 1, dtype=torch.int32), BOOK), r"2 \| H"),
+    (lambda: unpack_codes(torch.full((3, 1), 7, dtype=torch.int32), 2, 4), "codes has code 7; there are 4 codewords"),
+    (lambda: unpack_codes(torch.zeros(3, 1, dtype=torch.int32), 0, 4), "subspaces is 0; allowed: 1 to 64"),
+    (lambda: pq_loss(Z, BOOK, torch.full((1, 2, 3, 1), 7, dtype=torch.int32)), "has code 7 in subspace 0"),
     (
         lambda: pq_stats(Z, torch.zeros(1, 2, 3, 1, dtype=torch.int32), groups=1, subspaces=2, codewords=0, width=4),
         "codewords is 0; allowed: 1 to 256",

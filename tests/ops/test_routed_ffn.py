@@ -347,6 +347,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: route_topk(torch.zeros(3, 4), 5), "active is 5; allowed: 1 to 4 blocks"),
     (lambda: route_topk(torch.zeros(3, 9), 1), "1 to 8"),
     (lambda: route_plan(torch.zeros(3, 2), 4), "act is torch.float32"),
+    (lambda: route_plan(torch.tensor([[1, 1]]), 4), "must increase from 0 to 3 at most"),
+    (lambda: route_plan(torch.tensor([[1, 4]]), 4), "must increase from 0 to 3 at most"),
+    (lambda: balance_loss(torch.zeros(1, 4), torch.tensor([[2, 2]])), "must increase from 0 to 3 at most"),
+    (lambda: balance_loss(torch.zeros(2, 4), torch.tensor([[2, 3]])), "act is torch.int64"),
     (lambda: route_plan(torch.zeros(3, 5, dtype=torch.int64), 4), "with active at most blocks"),
     (
         lambda: routed_ffn(LEAVES["x"], UP, DOWN, PLAN, activation="silu", mode="in"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,12 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: block_score(Q, Q, BLOCKS, scale=-1.0), "scale is -1.0; it must be finite and not negative"),
     (lambda: TokenBlocks.even(1, 8, 257), "block is 257; allowed: 1 to 256"),
     (lambda: TokenBlocks.of([(4, 5)], 8), "a segment has 5 rows from 4; there are 8"),
+    (lambda: TokenBlocks.of([(0, 4), (3, 5)], 8), "row 3 is in two blocks; segments must not overlap"),
+    (lambda: BLOCKS.rows_of(torch.tensor([1, 1])), "ids has 1 twice"),
+    (lambda: BLOCKS.rows_of(torch.tensor([-1])), "ids has -1; allowed: 0 to 1"),
+    (lambda: BLOCKS.gather(Q[:7]), r"x has shape \(7, 4, 16\); it must be \[8, ...\]"),
+    (lambda: replace(BLOCKS, starts=BLOCKS.starts + 1), "a block has 4 rows from 5; allowed: 1 to 4 of 8"),
+    (lambda: replace(BLOCKS, most=1), "most 1"),
     (lambda: TokenBlocks.padded(torch.tensor([[1, 0, 1]])), "padding lies between the tokens of sample 0"),
     (
         lambda: select_blocks(torch.zeros(3), BLOCKS, keep_ratio=0.5),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longspan.ops._rows import readable
 from longspan.ops.layout import TokenLayout
-from longspan.ops.pattern import LIST_TILE
+from longspan.ops.pattern import LIST_TILE, MOST, check_model_window
 from longspan.ops.pq import unpack_codes
 
 _APART = 2**31  # between the places of documents: positions are smaller
@@ -36,12 +37,21 @@ class BlockRanges:
         device: torch.device | str | None = None,
     ) -> BlockRanges:
         """Of causal attention of `queries` tokens over `keys`; layout and model_window as `attention`. O(T log T)."""
+        if queries < 0 or keys < 0 or not 1 <= block <= MOST:
+            raise ValueError(
+                f"BlockRanges: queries is {queries}, keys {keys} and block {block}; lengths must not be "
+                "negative, and a block have 1 token at least"
+            )
+        check_model_window("BlockRanges", model_window)
         if layout is None:
             if queries != keys:
                 raise ValueError(f"BlockRanges: {queries} queries and {keys} keys need a layout")
             high = torch.arange(1, queries + 1, device=device)[None]
             low = torch.zeros_like(high) if not model_window else (high - model_window).clamp(min=0)
         else:
+            lengths = layout.queries.shape[-1], layout.keys.shape[-1]
+            if lengths != (queries, keys):
+                raise ValueError(f"BlockRanges: layout is of {lengths}; queries is {queries} and keys {keys}")
             low, high = _spans(layout, model_window or _APART)
         nothing = high <= low
         low, high = low.masked_fill(nothing, keys), high.masked_fill(nothing, 0)
@@ -70,6 +80,11 @@ def _by_block(x: Tensor, block: int, fill: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, blocks * block - x.shape[1]), value=fill).unflatten(1, (blocks, block))
 
 
+def _check_block(name: str, block: int) -> None:
+    if not 1 <= block <= MOST:
+        raise ValueError(f"{name}: block is {block}; it must have 1 token at least")
+
+
 @torch.no_grad()
 def code_hist(codes: Tensor, subspaces: int, codewords: int, *, block: int = LIST_TILE) -> Tensor:
     """How many of a block's tokens have each code: int32 [B,H,blocks,M,E] of codes int32 [B,H,T,W].
@@ -77,6 +92,9 @@ def code_hist(codes: Tensor, subspaces: int, codewords: int, *, block: int = LIS
     For histograms A of queries and C of keys, sum_me A[I,m,e] C[J,m,e] is the sum over all pairs of tokens of I and J
     of the number of their equal codes. Exact on every device.
     """
+    _check_block("code_hist", block)
+    if codes.dim() != 4:
+        raise ValueError(f"code_hist: codes has shape {tuple(codes.shape)}; it must be [B,H,T,W]")
     numbers = unpack_codes(codes, subspaces, codewords)
     batch, heads, length, _ = numbers.shape
     blocks = -(-length // block)
@@ -93,6 +111,12 @@ def table_sums(table: Tensor, codewords: int, *, block: int = LIST_TILE) -> Tens
 
     What `code_hist` of the queries is for equal codes, these are for asymmetric scores.
     """
+    _check_block("table_sums", block)
+    if table.dim() != 5 or table.dtype != torch.uint8 or not 1 <= codewords <= table.shape[4]:
+        raise ValueError(
+            f"table_sums: table is {table.dtype} {tuple(table.shape)} and codewords {codewords}; it must be uint8 "
+            "[B,H,T,M,entries] of at least as many entries"
+        )
     length = table.shape[2]
     blocks = -(-length // block)
     table = torch.nn.functional.pad(table[..., :codewords], (0, 0, 0, 0, 0, blocks * block - length))
@@ -114,6 +138,14 @@ def block_select(
 
     Raises ValueError for what does not fit. Source: SPT (arXiv 2312.10365) has no blocks; the identity is ours.
     """
+    for name, x in (("queries", queries), ("keys", keys)):
+        if x.dim() != 5 or x.dtype != torch.int32 or x.device != queries.device:
+            raise ValueError(
+                f"block_select: {name} are {x.dtype} {tuple(x.shape)} on {x.device}; they must be int32 "
+                "[B,heads,blocks,M,E] on one device"
+            )
+        if readable(x) and x.numel() and int(x.min()) < 0:
+            raise ValueError(f"block_select: {name} has {int(x.min())}; counts are not negative")
     batch, heads, rows = queries.shape[:3]
     key_heads, columns = keys.shape[1:3]
     if queries.shape[3:] != keys.shape[3:] or key_heads < 1 or heads % key_heads or keys.shape[0] != batch:
@@ -121,12 +153,17 @@ def block_select(
             f"block_select: queries are {tuple(queries.shape)} and keys {tuple(keys.shape)}; they must be [B,H,I,M,E] "
             "and [B,K,J,M,E], K a divisor of H"
         )
-    if budget < 1 or first < 0 or recent < 1:
+    if not (1 <= budget <= MOST and 0 <= first <= MOST and 1 <= recent <= MOST):
         raise ValueError(
-            f"block_select: budget {budget} and recent {recent} must be at least 1, first {first} at least 0"
+            f"block_select: budget {budget} and recent {recent} must be at least 1, first {first} at least 0, and all "
+            "below 2^31"
         )
-    if ranges.last.shape[0] not in (1, batch) or ranges.last.shape[1] != rows:
-        raise ValueError(f"block_select: ranges are of {tuple(ranges.last.shape)} blocks; there are {(batch, rows)}")
+    for name, x in (("ranges.first", ranges.first), ("ranges.last", ranges.last)):
+        if x.dtype != torch.int64 or x.shape not in ((1, rows), (batch, rows)) or x.device != queries.device:
+            raise ValueError(
+                f"block_select: {name} is {x.dtype} of {tuple(x.shape)} blocks on {x.device}; it must be int64 of "
+                f"{(batch, rows)} on {queries.device}"
+            )
     slots = min(budget, columns)
     # Sums of at most 2^53: float64 products are exact, and fast on every device.
     grouped = queries.unflatten(1, (key_heads, -1)).sum(2).flatten(3).double()

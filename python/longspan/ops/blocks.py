@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from longspan.ops._rows import check_distinct, readable
+
 MAX_BLOCK = 256
 
 
@@ -68,7 +70,12 @@ class TokenBlocks:
     @classmethod
     def packed(cls, cu_seqlens: Tensor, block: int = 64) -> TokenBlocks:
         """A segment a document: document i holds rows cu_seqlens[i] to cu_seqlens[i+1]. Reads cu_seqlens."""
-        borders = [int(x) for x in cu_seqlens]
+        if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"TokenBlocks.packed: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; it must be int32 or "
+                "int64 [documents + 1]"
+            )
+        borders = cu_seqlens.tolist()
         segments = [(a, b - a) for a, b in itertools.pairwise(borders)]
         return cls.of(segments, borders[-1], block, device=cu_seqlens.device)
 
@@ -78,6 +85,8 @@ class TokenBlocks:
 
         Raises ValueError where padding lies between tokens.
         """
+        if mask.dim() != 2:
+            raise ValueError(f"TokenBlocks.padded: mask has shape {tuple(mask.shape)}; it must be [B, T]")
         rows, length = mask.shape
         segments = []
         for row, real in enumerate(mask.to("cpu", torch.bool)):
@@ -88,6 +97,44 @@ class TokenBlocks:
             segments.append((row * length + first, count))
         return cls.of(segments, rows * length, block, device=mask.device)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= MAX_BLOCK:
+            raise ValueError(f"TokenBlocks: block is {self.block}; allowed: 1 to {MAX_BLOCK} tokens")
+        sizes = [b - a for a, b in itertools.pairwise(self.cu_blocks)]
+        count = self.cu_blocks[-1] if self.cu_blocks else -1
+        if count < 0 or self.cu_blocks[0] != 0 or min(sizes, default=0) < 0 or max(sizes, default=0) != self.most:
+            raise ValueError(
+                f"TokenBlocks: cu_blocks is {self.cu_blocks} and most {self.most}; they must grow from 0, by most"
+            )
+        for name, x, length in (
+            ("starts", self.starts, count),
+            ("counts", self.counts, count),
+            ("segments", self.segments, len(self.cu_blocks)),
+        ):
+            if x.dtype != torch.int32 or x.shape != (length,) or x.device != self.starts.device:
+                raise ValueError(
+                    f"TokenBlocks: {name} is {x.dtype} {tuple(x.shape)} on {x.device}; it must be int32 ({length},) on "
+                    f"{self.starts.device}"
+                )
+        if all(readable(x) for x in (self.starts, self.counts, self.segments)):
+            self._check_rows(self.starts.tolist(), self.counts.tolist())
+
+    def _check_rows(self, starts: list[int], counts: list[int]) -> None:
+        """Raises ValueError where a block does not lie within the rows, or shares some with another."""
+        if tuple(self.segments.tolist()) != self.cu_blocks:
+            raise ValueError(f"TokenBlocks: segments are {self.segments.tolist()} and cu_blocks {self.cu_blocks}")
+        end = 0
+        for start, size in sorted(zip(starts, counts, strict=True)):
+            if start < 0 or not 1 <= size <= self.block or start + size > self.rows:
+                raise ValueError(
+                    f"TokenBlocks: a block has {size} rows from {start}; allowed: 1 to {self.block} of {self.rows}"
+                )
+            if start < end:
+                raise ValueError(f"TokenBlocks: row {start} is in two blocks; segments must not overlap")
+            end = start + size
+        if self.full != all(size == self.block for size in counts):
+            raise ValueError(f"TokenBlocks: full is {self.full}, but counts are {counts}")
+
     def to(self, device: torch.device | str) -> TokenBlocks:
         """The blocks on another device."""
         starts, counts, segments = (x.to(device) for x in (self.starts, self.counts, self.segments))
@@ -95,6 +142,8 @@ class TokenBlocks:
 
     def gather(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Rows of x [M,...] by block: [N, block, ...], with `fill` where a block is shorter."""
+        if x.dim() < 1 or x.shape[0] != self.rows:
+            raise ValueError(f"TokenBlocks.gather: x has shape {tuple(x.shape)}; it must be [{self.rows}, ...]")
         rows, there = self._places(self.starts, self.counts)
         if self.full:
             return x[rows]
@@ -107,6 +156,11 @@ class TokenBlocks:
 
         Waits for the device where a block is not full: how many rows there are then depends on `ids`.
         """
+        if ids.dim() != 1 or ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"TokenBlocks.rows_of: ids is {ids.dtype} {tuple(ids.shape)}; it must be int64 or int32 [n]"
+            )
+        check_distinct("TokenBlocks.rows_of: ids", ids, len(self.starts))
         rows, there = self._places(self.starts[ids], self.counts[ids])
         return rows.flatten() if self.full else rows[there]
 

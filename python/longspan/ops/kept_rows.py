@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from longspan.ops._rows import check_distinct
 from longspan.ops.lora import Projection, norm_lora_linear
 from longspan.ops.norm import Norm
 
@@ -90,6 +91,7 @@ class KeptRows:
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         """A new stream [M,C]: x with rows y [K,C]."""
+        _check("KeptRows.leave", x, self.rows)
         _check_values("KeptRows.leave", x, y, self.rows)
         with torch.no_grad():
             stream = x.index_copy(0, self.rows, y)
@@ -98,6 +100,7 @@ class KeptRows:
     def leave_as(self, x: Tensor, y: Tensor, stream: Tensor) -> Tensor:
         """`stream` [M,C], computed without a graph, with the gradient of `leave`: what to use when all rows went
         through the branch and only these are to be differentiated."""
+        _check("KeptRows.leave_as", x, self.rows)
         _check_values("KeptRows.leave_as", x, y, self.rows)
         if stream.shape != x.shape or stream.requires_grad:
             raise ValueError(
@@ -121,7 +124,7 @@ class _Gather(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         zeros = dy.new_zeros((ctx.size, *dy.shape[1:]))
-        return scatter_add_rows(zeros, dy, ctx.saved_tensors[0]), None
+        return _ScatterAdd.apply(zeros, dy, ctx.saved_tensors[0]), None
 
 
 class _ScatterAdd(Function):
@@ -132,7 +135,7 @@ class _ScatterAdd(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        return dy, gather_rows(dy, ctx.saved_tensors[0]), None
+        return dy, _Gather.apply(dy, ctx.saved_tensors[0]), None
 
 
 class _Write(Function):
@@ -184,6 +187,7 @@ def _check(name: str, x: Tensor, rows: Tensor) -> None:
         )
     if x.dim() != 2:
         raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be [M,C]")
+    check_distinct(f"{name}: rows", rows, x.shape[0])
 
 
 def _check_values(name: str, x: Tensor, y: Tensor, rows: Tensor) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longspan.ops._rows import check_distinct
+
 PADDING = -1
 
 
@@ -70,6 +72,12 @@ class TokenLayout:
             raise ValueError(
                 f"TokenLayout.rows: kept_rows is {kept_rows.dtype} {tuple(kept_rows.shape)}; it must be int64 [N]"
             )
+        length = layout.queries.shape[-1]
+        if layout.keys.shape[-1] != length:
+            raise ValueError(
+                f"TokenLayout.rows: layout has {length} queries and {layout.keys.shape[-1]} keys; it must have as many"
+            )
+        check_distinct("TokenLayout.rows: kept_rows", kept_rows, length)
         return cls(layout.queries[..., kept_rows].contiguous(), layout.keys[..., kept_rows].contiguous())
 
     def with_global(self, tokens: Tensor) -> TokenLayout:

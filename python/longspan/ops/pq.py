@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
+from longspan.ops._rows import readable
 
 MAX_SUBSPACES = 64
 """The most pieces that a vector is cut into."""
@@ -47,24 +48,40 @@ def pq_encode(z: Tensor, codebook: Tensor, *, power: int = 2) -> Tensor:
 
 
 def unpack_codes(codes: Tensor, subspaces: int, codewords: int) -> Tensor:
-    """Codes as numbers: int32 [..., W] -> int64 [..., M]."""
+    """Codes as numbers: int32 [..., W] -> int64 [..., M]. Raises ValueError for a code that is no codeword's number."""
+    check_sizes("unpack_codes", subspaces, codewords)
     bits = code_bits(codewords)
-    if codes.dtype != torch.int32 or codes.shape[-1] != code_words(subspaces, codewords):
+    if codes.dtype != torch.int32 or codes.dim() < 1 or codes.shape[-1] != code_words(subspaces, codewords):
         raise ValueError(
             f"unpack_codes: codes are {codes.dtype} {tuple(codes.shape)}; {subspaces} subspaces of {codewords} "
             f"codewords take int32 [..., {code_words(subspaces, codewords)}]"
         )
     places = torch.arange(subspaces, device=codes.device) * bits
     words = codes.long().index_select(-1, places // 32) & 0xFFFFFFFF
-    return (words >> places % 32) & (2**bits - 1)
+    numbers = (words >> places % 32) & (2**bits - 1)
+    if codewords < 2**bits and readable(numbers) and numbers.numel() and int(numbers.max()) >= codewords:
+        raise ValueError(f"unpack_codes: codes has code {int(numbers.max())}; there are {codewords} codewords")
+    return numbers
+
+
+def check_sizes(name: str, subspaces: int, codewords: int) -> None:
+    """Raises ValueError unless these are numbers of pieces and of codewords."""
+    for label, value, most in (("subspaces", subspaces, MAX_SUBSPACES), ("codewords", codewords, MAX_CODEWORDS)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name}: {label} is {value}; allowed: 1 to {most}")
 
 
 def pq_decode(codes: Tensor, codebook: Tensor) -> Tensor:
     """The codewords that codes int32 [B,H,T,W] stand for: [B,H,T,M d] in the codebook's dtype, differentiable in it."""
+    if codebook.dim() != 4 or not codebook.dtype.is_floating_point or codebook.device != codes.device:
+        raise ValueError(
+            f"pq_decode: codebook is {codebook.dtype} {tuple(codebook.shape)} on {codebook.device}; it must be "
+            f"floating point [G,M,E,d] on {codes.device}"
+        )
     groups, subspaces, codewords, _ = codebook.shape
-    numbers = unpack_codes(codes, subspaces, codewords)
-    if codes.dim() != 4 or codes.shape[1] % groups:
+    if codes.dim() != 4 or groups < 1 or codes.shape[1] % groups:
         raise ValueError(f"pq_decode: codes have shape {tuple(codes.shape)}; they must be [B,H,T,W], {groups} | H")
+    numbers = unpack_codes(codes, subspaces, codewords)
     group = torch.arange(codes.shape[1], device=codes.device) // max(1, codes.shape[1] // groups)
     piece = torch.arange(subspaces, device=codes.device)
     found = codebook[group[None, :, None, None], piece, numbers]

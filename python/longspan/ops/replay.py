@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from longspan.ops._rows import check_distinct
+
 _HEADS_FIRST = frozenset(("attention_fwd", "rope"))
 _IN_PLACE = frozenset(("rope_",))
 
@@ -120,5 +122,20 @@ def place_rows(x: Tensor, rows: Tensor, full: Tensor, dim: int = 0) -> Tensor:
     """
     if full.requires_grad:
         raise ValueError("place_rows: full must be computed without a graph")
+    if not -full.dim() <= dim < full.dim():
+        raise ValueError(f"place_rows: dim is {dim}; full has {full.dim()} dimensions")
+    wanted = list(full.shape)
+    wanted[dim] = rows.numel()
+    if rows.dim() != 1 or rows.dtype != torch.int64 or rows.device != full.device:
+        raise ValueError(
+            f"place_rows: rows is {rows.dtype} {tuple(rows.shape)} on {rows.device}; it must be int64 [K] on "
+            f"{full.device}"
+        )
+    if list(x.shape) != wanted or x.dtype != full.dtype or x.device != full.device:
+        raise ValueError(
+            f"place_rows: x is {x.dtype} {tuple(x.shape)} on {x.device}; it must be {full.dtype} {tuple(wanted)} on "
+            f"{full.device}, entries of full"
+        )
+    check_distinct("place_rows: rows", rows, full.shape[dim])
     out: Tensor = _Place.apply(x, rows, (full,), dim)
     return out

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from longspan.ops._rows import readable
 from longspan.ops.grouped import MAX_BLOCKS, BlockSets
 from longspan.ops.norm import Norm, apply_norm
 
@@ -97,6 +98,7 @@ def route_plan(act: Tensor, blocks: int) -> RoutePlan:
             f"route_plan: act is {act.dtype} {tuple(act.shape)} of {blocks} blocks; it must be int64 [n, active] with "
             f"active at most blocks, and those at most {MAX_BLOCKS}"
         )
+    _check_act("route_plan", act, blocks)
     active = act.shape[1]
     numbers = torch.zeros(2**blocks, dtype=torch.int64)
     for place, members in enumerate(itertools.combinations(range(blocks), active)):
@@ -119,12 +121,25 @@ def balance_loss(logits: Tensor, act: Tensor) -> Tensor:
     """
     _check_logits("balance_loss", logits)
     n, blocks = logits.shape
+    if act.dim() != 2 or act.dtype != torch.int64 or act.shape[0] != n or not 1 <= act.shape[1] <= blocks:
+        raise ValueError(
+            f"balance_loss: act is {act.dtype} {tuple(act.shape)}; it must be int64 [{n}, 1 to {blocks}], as logits"
+        )
+    _check_act("balance_loss", act, blocks)
     if n == 0:
         return logits.sum()
     chosen = torch.zeros_like(logits).scatter_(1, act, 1.0)
     share = chosen.sum(0) / act.numel()
     mass = torch.sigmoid(logits)
     return blocks * (share * (mass / mass.sum(1, keepdim=True)).mean(0)).sum()
+
+
+def _check_act(name: str, act: Tensor, blocks: int) -> None:
+    """Names blocks that do not increase in a row; where values can be read."""
+    if not readable(act) or act.shape[0] == 0:
+        return
+    if not bool((act[:, 1:] > act[:, :-1]).all()) or int(act.min()) < 0 or int(act.max()) >= blocks:
+        raise ValueError(f"{name}: the blocks of a row of act must increase from 0 to {blocks - 1} at most")
 
 
 def _check_logits(name: str, logits: Tensor) -> None:
