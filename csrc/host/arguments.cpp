@@ -30,7 +30,7 @@ Output Arguments::output(const py::object& given, const std::string& name, const
   Output out{given.is_none() ? py::object(new_array(dtype, shape)) : given, {}};
   out.array = borrow(out.object, name, stream_);
   if (given.is_none()) out.array.dtype = dtype;  // NumPy has bfloat16 as uint16
-  if (out.array.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
+  check_writable(out.array, name);
   check_device(out.array, name, first_, first_name_);
   check_fits(out.array, name, shape, dtype);
   return out;
@@ -40,7 +40,7 @@ const Array& ArrayLists::add(const py::handle& object, const std::string& name, 
   Array x = borrow(object, name, stream_);
   if (!kept_.empty()) check_device(x, name, kept_.front(), first_name_);
   check_contiguous(x, name);
-  if (written && x.read_only) throw py::value_error(name + " is read-only; give an array that can be written");
+  if (written) check_writable(x, name);
   return kept_.emplace_back(std::move(x));
 }
 

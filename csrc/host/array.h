@@ -29,17 +29,23 @@ struct Array {
     return n;
   }
   bool contiguous() const;
+  /// Whether no two elements can share memory.
+  bool distinct() const;
 };
 
 /// A CUDA stream by its DLPack number (1 legacy default, 2 per-thread default, else a cudaStream_t), to use an array on; -1
 /// makes its owner order nothing. None: the array must be in CPU memory.
 using Stream = std::optional<int64_t>;
 
-/// Borrows `object` through __dlpack__ or the buffer protocol. `name` is used in errors.
+/// Borrows `object` through __dlpack__ or the buffer protocol. `name` is used in errors: of what is no plain array, is not
+/// in this machine's byte order, not aligned, or has negative strides; an empty array has data that is not null.
 Array borrow(const py::handle& object, const std::string& name, Stream stream = {});
 
 /// As borrow, and checks dtype and number of dimensions.
 Array borrow(const py::handle& object, const std::string& name, const std::string& dtype, size_t dims, Stream stream = {});
+
+/// Throws py::value_error unless every element can be written, and by itself.
+void check_writable(const Array& x, const std::string& name);
 
 /// Whether the object is in CUDA memory, without borrowing it.
 bool in_cuda_memory(const py::handle& object);

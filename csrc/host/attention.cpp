@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdint>
 #include <optional>
 
 #include "host/bind.h"
@@ -36,6 +37,17 @@ PatternKind kind_of(const std::string& name) {
   throw py::value_error("pattern is '" + name + "'; allowed: full, s2, window, tiles, selected");
 }
 
+/// Throws unless the numbers of every list increase, with -1 at its end alone. Only of CPU memory.
+void check_tiles(const Array& tiles) {
+  const int64_t slots = tiles.shape.back();
+  const auto* list = static_cast<const int32_t*>(tiles.data);
+  if (tiles.cuda || tiles.numel() == 0) return;
+  for (int64_t i = 0; i < tiles.numel(); ++i)
+    if (list[i] < -1 || (i % slots && list[i] >= 0 && (list[i - 1] < 0 || list[i] <= list[i - 1])))
+      throw py::value_error("tiles has " + std::to_string(list[i]) + " in slot " + std::to_string(i % slots) +
+                            "; the numbers of a list must increase, with -1 only at its end");
+}
+
 Spec make_spec(const std::string& pattern, bool causal, int group_size, int window, int sinks, int model_window,
                const py::object& tiles, int tile_size, const py::object& query_layout, const py::object& key_layout,
                std::optional<double> scale, double softcap, const py::object& key_codes, const py::object& query_codes,
@@ -65,6 +77,7 @@ Spec make_spec(const std::string& pattern, bool causal, int group_size, int wind
     if (tile_size < 1 || tile_size % kernels::kQueryTile)
       throw py::value_error("tile_size is " + std::to_string(tile_size) + "; it must be a multiple of " +
                             std::to_string(kernels::kQueryTile));
+    check_tiles(out.tiles);
     const size_t first = shape.size() - 3;
     p.tile_size = tile_size, p.tiles = static_cast<const int32_t*>(out.tiles.data);
     p.tile_batches = first ? shape[0] : 1, p.tile_heads = shape[first];
@@ -213,6 +226,20 @@ dlse [B,H,T] is the gradient of lse, None for none. Memory and streams as in att
   m.def(
       "attention_visible_pairs",
       [](const Spec& spec, int64_t batch, int64_t heads, int64_t queries, int64_t keys) {
+        for (const auto& [value, name] : {std::pair{batch, "batch"}, {heads, "heads"}, {queries, "queries"}, {keys, "keys"}})
+          if (value < 0 || value > INT32_MAX)
+            throw py::value_error(std::string(name) + " is " + std::to_string(value) + "; allowed: 0 to 2^31 - 1");
+        const std::pair<const Array*, int64_t> layouts[] = {{&spec.query_layout, queries}, {&spec.key_layout, keys}};
+        for (const auto& [layout, length] : layouts)
+          if (layout->data &&
+              (layout->cuda || layout->shape[2] != length || (layout->shape[1] != 1 && layout->shape[1] != batch)))
+            throw py::value_error("a layout is not of " + std::to_string(batch) + " rows (or 1) of " +
+                                  std::to_string(length) + " tokens in CPU memory");
+        const kernels::Pattern& p = spec.spec.pattern;
+        if (p.kind == PatternKind::kTiles &&
+            (spec.tiles.cuda || p.tile_heads < 1 || heads % p.tile_heads || p.tile_heads > heads ||
+             (p.tile_batches != 1 && p.tile_batches != batch) || p.query_tiles < kernels::ceil_div(queries, p.tile_size)))
+          throw py::value_error("tiles does not cover all batch rows, heads and query tiles, or is not in CPU memory");
         return kernels::attention_visible_pairs(spec.spec, batch, heads, queries, keys);
       },
       py::arg("spec"), py::arg("batch"), py::arg("heads"), py::arg("queries"), py::arg("keys"),

@@ -29,10 +29,9 @@ py::object gemm(const py::object& a_, const py::object& b_, const py::object& c_
     if (beta != 0)
       throw py::value_error("beta is " + std::to_string(beta) + " but there is no c; give c or leave beta at 0");
     result = new_array(dtype_name(kernels::statistics_dtype(a.dtype)), {m, n});
-  } else if (PyObject_CheckBuffer(c_.ptr())) {
-    py::reinterpret_borrow<py::buffer>(c_).request(true);  // raises when the array is read-only
   }
   const Array c_array = borrow(result, "c");
+  check_writable(c_array, "c");
   const auto c = view_of<2>(c_array, "c");
   if (c.size[0] != m || c.size[1] != n)
     throw py::value_error("c is " + shape_text(c.size[0], c.size[1]) + "; op(a) op(b) is " + shape_text(m, n));

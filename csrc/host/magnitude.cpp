@@ -12,6 +12,8 @@
 namespace longspan::host {
 namespace {
 
+constexpr int64_t kMaxGroups = 1 << 16;
+
 /// The arrays of a call, kept alive with it.
 struct Group {
   ArrayLists arrays;
@@ -29,15 +31,24 @@ struct Group {
   }
 };
 
+void check_count(int64_t count) {
+  if (count < 1 || count > kMaxGroups)
+    throw py::value_error("count is " + std::to_string(count) + "; allowed: 1 to " + std::to_string(kMaxGroups) + " groups");
+}
+
 py::tuple magnitude_histogram(const py::sequence& objects, const std::vector<int64_t>& groups, int64_t count,
                               const py::object& bins_, int threads, const py::object& counts_, const py::object& squares_,
                               int64_t stream) {
+  check_count(count);
   const Group group(objects, groups, stream);
   const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
   const Array bins = arguments.optional_input(bins_, "bins", {count}, "int32");
   const int64_t columns = bins.data ? kernels::kLowerBins : kernels::kUpperBins;
   const Output counts = arguments.output(counts_, "counts", {count, columns}, "int64");
   const Output squares = arguments.output(squares_, "squares", {count}, "float64");
+  if (bins.data) check_contiguous(bins, "bins");
+  check_contiguous(counts.array, "counts");
+  check_contiguous(squares.array, "squares");
   const kernels::HistogramOutput out{static_cast<const int32_t*>(bins.data), static_cast<int64_t*>(counts.array.data),
                                      static_cast<double*>(squares.array.data)};
   run_on(
@@ -62,6 +73,8 @@ py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>&
                cut = arguments.output(cut_, "cut", {count}, "int64");
   const Output kept = arguments.output(kept_, "kept", {count}, "int64");
   const Output squares = arguments.output(squares_, "squares", {2, count}, "float64");
+  for (const auto& [x, name] : {std::pair{&bits, "bits"}, {&cut, "cut"}, {&kept, "kept"}, {&squares, "squares"}})
+    check_contiguous(x->array, name);
   const kernels::KthOutput out{static_cast<const int64_t*>(wanted.data),
                                exact,
                                norms,
@@ -78,9 +91,11 @@ py::tuple kth_magnitude(const py::sequence& objects, const std::vector<int64_t>&
 
 py::object squared_norms(const py::sequence& objects, const std::vector<int64_t>& groups, int64_t count, int threads,
                          const py::object& squares_, int64_t stream) {
+  check_count(count);
   const Group group(objects, groups, stream);
   const Arguments arguments(group.arrays.first(), "tensors[0]", stream);
   const Output squares = arguments.output(squares_, "squares", {count}, "float64");
+  check_contiguous(squares.array, "squares");
   auto* out = static_cast<double*>(squares.array.data);
   run_on(
       group.arrays.first(), threads, stream,

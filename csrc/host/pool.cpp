@@ -18,10 +18,17 @@ struct Job {
 };
 
 Pool::Pool(int threads) {
-  for (int id = 1; id < threads; ++id) workers_.emplace_back(&Pool::work, this, id);
+  try {
+    for (int id = 1; id < threads; ++id) workers_.emplace_back(&Pool::work, this, id);
+  } catch (...) {  // the machine gives no more: those that run must end before their memory does
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -63,8 +70,9 @@ void Pool::run(int64_t tasks, void (*task)(void*, int64_t, int), void* context) 
 }
 
 HostContext::HostContext(int threads) {
-  if (threads < 0)
-    throw std::invalid_argument("threads is " + std::to_string(threads) + "; it must be 0 (all cores) or positive");
+  if (threads < 0 || threads > kMostThreads)
+    throw std::invalid_argument("threads is " + std::to_string(threads) + "; it must be 0 (all cores), or 1 to " +
+                                std::to_string(kMostThreads));
   const int all = std::max(1, int(std::thread::hardware_concurrency()));
   pool_ = std::make_unique<Pool>(threads ? threads : all);
 }

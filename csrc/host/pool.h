@@ -11,6 +11,8 @@
 
 namespace longspan::host {
 
+inline constexpr int kMostThreads = 1024;
+
 /// A fixed set of threads that sleep between calls. One call runs at a time.
 class Pool {
  public:
@@ -21,6 +23,7 @@ class Pool {
 
  private:
   void work(int id);
+  void stop();
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;

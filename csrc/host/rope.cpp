@@ -56,7 +56,7 @@ py::object rope(const py::handle& x_, const py::handle& cos, const py::handle& s
 py::object rope_(const py::object& x_, const py::handle& cos, const py::handle& sin, const py::handle& positions,
                  bool interleaved, bool inverse, int threads, int64_t stream) {
   const Array x = heads_of(x_, stream);
-  if (x.read_only) throw py::value_error("x is read-only; give an array that can be written");
+  check_writable(x, "x");
   rotate(x, x, cos, sin, positions, interleaved, inverse, threads, stream);
   return x_;
 }

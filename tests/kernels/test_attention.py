@@ -137,7 +137,7 @@ BAD = {
         (1, 2, 8, 16),
         {"pattern": "dense"},
     ),
-    "threads is -1; it must be 0 (all cores) or positive": ((1, 2, 8, 16), (1, 2, 8, 16), {"threads": -1}),
+    "threads is -1; it must be 0 (all cores), or 1 to 1024": ((1, 2, 8, 16), (1, 2, 8, 16), {"threads": -1}),
 }
 
 

@@ -170,7 +170,7 @@ BAD = {
     "b: the last dimension must be contiguous, its stride is 3": ((X, X.T), {}),
     "a has 1 dimensions; it needs 2": ((X[0], X), {}),
     "beta is 1.000000 but there is no c; give c or leave beta at 0": ((X, X), {"transpose_b": True, "beta": 1.0}),
-    "threads is -1; it must be 0 (all cores) or positive": ((X, X), {"transpose_b": True, "threads": -1}),
+    "threads is -1; it must be 0 (all cores), or 1 to 1024": ((X, X), {"transpose_b": True, "threads": -1}),
 }
 
 

@@ -29,6 +29,19 @@ void check(const char* name, const KeyLists& lists, const ListShape& shape) {
   }
 }
 
+/// Throws unless `starts` and `rows` could be the transposed lists.
+void check_transposed(const KeyLists& lists, const ListShape& shape) {
+  for (int64_t list = 0; list < shape.lists; ++list) {
+    const int32_t *start = lists.starts + list * (shape.S + 1), *rows = lists.rows + list * shape.T * shape.L;
+    bool fits = start[0] == 0 && start[shape.S] <= shape.T * shape.L;
+    for (int64_t j = 0; j < shape.S; ++j) fits = fits && start[j] <= start[j + 1];
+    for (int64_t i = 0; fits && i < start[shape.S]; ++i) fits = rows[i] >= 0 && rows[i] < shape.T;
+    if (!fits)
+      throw std::invalid_argument("list_attention: starts and rows of head " + std::to_string(list) +
+                                  " are not those of list_transpose(indices, " + std::to_string(shape.S) + ")");
+  }
+}
+
 void refuse_float16(const ListAttentionTensors& io) {
   if (io.q.dtype == DType::kFloat16)
     throw std::invalid_argument("list_attention on the CPU has no float16; use bfloat16 or float32");
@@ -66,6 +79,9 @@ void list_attention_fwd_cpu(const KeyLists& lists, double scale, double softcap,
 void list_attention_bwd_cpu(const KeyLists& lists, double scale, double softcap, const ListAttentionTensors& io,
                             const ListAttentionGradients& grads, const Context& context) {
   refuse_float16(io);
+  const ListShape shape{io.q.size[0] * io.q.size[1], io.q.size[2], lists.slots, io.k.size[2]};
+  check("list_attention", lists, shape);
+  check_transposed(lists, shape);
   LONGSPAN_CALL_PER_ISA(context.isa, list_attention_bwd, lists, scale, softcap, io, grads, context);
 }
 
