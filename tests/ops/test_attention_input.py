@@ -62,6 +62,9 @@ ROWS = {
     "1 batch rows (or 1), 4 heads (or 2, or 1) and 1 tiles of 256 rows are needed": _call(
         pattern=P.tiles([[[0]], [[0]], [[0]]])
     ),
+    "attention: layout.queries is on meta and q on cpu; they must be together": _call(
+        layout=TokenLayout.packed(torch.tensor([0, 8])).to("meta")
+    ),
     "AttentionPattern.full: causal is 1; allowed: True, False": lambda: P.full(causal=1),
     "AttentionPattern.s2: group_size is 3; it must be an even number of at least 2": lambda: P.s2(group_size=3),
     "AttentionPattern.s2: groups is 0; it must be a positive integer": lambda: P.s2(groups=0),

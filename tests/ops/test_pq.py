@@ -231,6 +231,14 @@ def test_op_check_and_compile() -> None:
     assert torch.equal(loss, pq_loss(k, codebook))
 
 
+def test_one_piece_may_be_wider_than_what_it_holds() -> None:
+    z, book = torch.randn(1, 2, 5, 3), torch.randn(1, 1, 4, 4)
+    codes = pq_encode(z, book)
+    sums, counts = pq_stats(z, codes, groups=1, subspaces=1, codewords=4, width=4)
+    assert counts.sum() == 10
+    torch.testing.assert_close(sums.sum((0, 1, 2))[:3], z.sum((0, 1, 2)))
+
+
 Z, BOOK = torch.zeros(1, 2, 3, 8), torch.zeros(2, 2, 4, 4)
 BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: pq_encode(Z[0], BOOK), r"z has shape \(2, 3, 8\); it must be \[B,H,T,D\]"),
@@ -244,7 +252,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: pq_encode(Z, torch.zeros(1, 3, 4, 4)), "3 x 4 components does not fit 2 heads of 8"),
     (lambda: pq_encode(Z, BOOK, power=3), "power is 3; allowed: 1, 2"),
     (lambda: pq_encode(Z.mT, torch.zeros(1, 1, 4, 3)), "must be contiguous; call z.contiguous"),
-    (lambda: pq_loss(Z, BOOK, eps=0), "eps is 0; it must be positive"),
+    (lambda: pq_loss(Z, BOOK, eps=0), "eps is 0; it must be positive and finite"),
     (lambda: pq_loss(Z, BOOK, torch.zeros(1, 2, 3, 2, dtype=torch.int32)), r"must be contiguous int32 \(1, 2, 3, 1\)"),
     (lambda: unpack_codes(torch.zeros(3, 2, dtype=torch.int32), 4, 16), r"take int32 \[..., 1\]"),
     (lambda: pq_decode(torch.zeros(1, 3, 3, 1, dtype=torch.int32), BOOK), r"2 \| H"),

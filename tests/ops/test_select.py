@@ -240,6 +240,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: select_blocks(torch.zeros(2), BLOCKS, keep_ratio=1.5), "keep_ratio is 1.5; allowed: 0 to 1"),
     (lambda: select_blocks(torch.zeros(2), BLOCKS, threshold=math.nan), "threshold is nan; it must be finite"),
     (lambda: select_blocks(torch.zeros(2), BLOCKS, keep_ratio=1, force_last=-1), "force_last is -1"),
+    (lambda: select_blocks(torch.zeros(2), BLOCKS, keep_ratio=1, force_first=2**31), "force_first is 2147483648"),
 ]
 
 

@@ -227,6 +227,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: topl_threshold(CODES, 4, window=-1, **ADC), "window is -1; it must be at least 0"),
     (lambda: topl_threshold(CODES, 4, sinks=-1, **ADC), "sinks is -1; it must be at least 0"),
     (lambda: topl_threshold(CODES, 4, window=2**32 + 1, **ADC), "window is 4294967297; .* below 2.31"),
+    (lambda: topl_threshold(CODES, 4, causal=None, **ADC), "causal is None; allowed: True, False"),
     (lambda: topl_threshold(CODES, 4, sinks=2**31, **ADC), "sinks is 2147483648; .* below 2.31"),
     (lambda: topl_threshold(CODES, 4, model_window=2**32, **ADC), "model_window is 4294967296; .* below 2.31"),
     (lambda: topl_threshold(CODES, 4, **MATCH | {"subspaces": 0}), "subspaces is 0 and codewords 4"),

@@ -137,6 +137,16 @@ def _check(
             raise ValueError(
                 f"attention: the selection is of queries {found} and keys {keys}; q is {(B, H, T)} and k {(B, K, S)}"
             )
+    beside = [("tiles", pattern.tile_table)]
+    if pattern.selection is not None:
+        beside += [
+            (n, getattr(pattern.selection, n)) for n in ("key_codes", "threshold", "cut", "query_codes", "codebook")
+        ]
+    if layout is not None:
+        beside += [("layout.queries", layout.queries), ("layout.keys", layout.keys)]
+    for name, other in beside:
+        if other is not None and other.device != q.device:
+            raise ValueError(f"attention: {name} is on {other.device} and q on {q.device}; they must be together")
     if softcap is not None and softcap < 0:
         raise ValueError(f"attention: softcap is {softcap}; it must be positive, or None for no cap")
     check_model_window("attention", model_window)

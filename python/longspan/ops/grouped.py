@@ -119,10 +119,11 @@ def _check_sets(name: str, x: Tensor, sets: BlockSets) -> None:
         raise ValueError(
             f"{name}: {sets.active} of {sets.blocks} blocks are active; allowed: 1 to all of 1 to {MAX_BLOCKS} blocks"
         )
-    if sets.offsets.dtype != torch.int32 or sets.offsets.shape != (sets.count + 1,):
+    offsets = sets.offsets
+    if offsets.dtype != torch.int32 or offsets.shape != (sets.count + 1,) or offsets.device != x.device:
         raise ValueError(
-            f"{name}: offsets are {sets.offsets.dtype} {tuple(sets.offsets.shape)}; {sets.count} sets take int32 "
-            f"({sets.count + 1},)"
+            f"{name}: offsets are {offsets.dtype} {tuple(offsets.shape)} on {offsets.device}; {sets.count} sets take "
+            f"int32 ({sets.count + 1},) on {x.device}"
         )
     require(name, x)
 

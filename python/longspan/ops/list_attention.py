@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
+from longspan.ops.pattern import MOST
 
 MAX_HEAD_DIM = 256
 
@@ -51,8 +52,8 @@ def list_transpose(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     Queries starts[j] to starts[j+1] of rows have key j in their lists indices [B,H,T,L], increasing. No gradient.
     """
     _check_lists("list_transpose", indices)
-    if keys < 0:
-        raise ValueError(f"list_transpose: keys is {keys}; it must not be negative")
+    if not 0 <= keys <= MOST:
+        raise ValueError(f"list_transpose: keys is {keys}; it must not be negative, and be below 2^31")
     require("list_transpose", indices)
     starts, rows = op("list_transpose")(indices, keys)
     return starts, rows

@@ -59,7 +59,7 @@ def segment_linear_cross_entropy(
     """
     hidden, weight, bias = _autocast(hidden, weight, bias)
     _check_tensors(hidden, weight, bias, labels, token_weights)
-    _check_options(segment, reduction, logit_softcap, logit_scale, num_items)
+    _check_options(segment, ignore_index, reduction, logit_softcap, logit_scale, num_items)
     targets = labels.reshape(-1).to(torch.int64).contiguous()
     _check_labels(targets, weight.shape[0], ignore_index)
     require("linear_cross_entropy", hidden)
@@ -149,12 +149,15 @@ def _check_tensors(
 
 def _check_options(
     segment: int,
+    ignore_index: int,
     reduction: str,
     logit_softcap: float | None,
     logit_scale: float,
     num_items: int | float | Tensor | None,
 ) -> None:
     name = "segment_linear_cross_entropy"
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"{name}: ignore_index is {ignore_index}; it must have 64 bits, as labels")
     if segment < 1:
         raise ValueError(f"{name}: segment is {segment}; it must be at least 1")
     if reduction not in REDUCTIONS:

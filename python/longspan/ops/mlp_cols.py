@@ -46,6 +46,12 @@ def mlp_cols(
     if not 0 < share <= 1:
         raise ValueError(f"mlp_cols: share is {share}; it must be above 0 and at most 1")
     check_up("mlp_cols", up, packed)
+    widths = {p.weight.shape[0] // (1 + packed) for p in up}
+    if len(widths) > 1 or down.weight.dim() != 2 or down.weight.shape[1] not in widths:
+        raise ValueError(
+            f"mlp_cols: weights are {[tuple(p.weight.shape) for p in up]} up and {tuple(down.weight.shape)} down; all "
+            "must be of the same hidden units"
+        )
     for p in (*up, down):
         trained = [t for t in (p.weight, p.bias) if t is not None and t.requires_grad]
         if trained or p.lora_a is not None or p.residual is not None:

@@ -15,6 +15,7 @@ MAX_SUBSPACES = 64
 """The most pieces that a vector is cut into."""
 MAX_CODEWORDS = 256
 """The most codewords of a piece: the number of one fits into 8 bits."""
+MAX_WIDTH = 1 << 16  # one piece may be wider than what it holds
 
 
 def code_bits(codewords: int) -> int:
@@ -104,8 +105,8 @@ def pq_loss(
     Source: SPT (arXiv 2312.10365, prototype), which does not detach z.
     """
     _check("pq_loss", z, codebook, power)
-    if not eps > 0:
-        raise ValueError(f"pq_loss: eps is {eps}; it must be positive")
+    if not 0 < eps <= torch.finfo(codebook.dtype).max:
+        raise ValueError(f"pq_loss: eps is {eps}; it must be positive and finite in {codebook.dtype}")
     codes = pq_encode(z, codebook, power=power) if codes is None else codes
     _check_codes("pq_loss", z, codes, codebook.shape[1], codebook.shape[2])
     require("pq_loss", z)
@@ -131,7 +132,7 @@ def pq_stats(
         ("groups", groups, z.shape[1]),
         ("subspaces", subspaces, MAX_SUBSPACES),
         ("codewords", codewords, MAX_CODEWORDS),
-        ("width", width, z.shape[3]),
+        ("width", width, MAX_WIDTH),
     ):
         if not 1 <= value <= most:
             raise ValueError(f"pq_stats: {name} is {value}; allowed: 1 to {most}")

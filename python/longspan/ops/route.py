@@ -51,6 +51,20 @@ def route_logits(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None = No
 
     Differentiable, once, in x, weight, bias and the norm's vectors. Saved: x by reference; the norm is made again.
     """
+    columns = x.shape[-1] if x.dim() else 0
+    for label, tensor, shape in (
+        ("weight", weight, (weight.shape[:1].numel(), columns)),
+        ("bias", bias, weight.shape[:1]),
+    ):
+        if tensor.shape != shape or tensor.dtype != weight.dtype or not tensor.dtype.is_floating_point:
+            raise ValueError(
+                f"route_logits: {label} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating point "
+                f"{tuple(shape)}, weight and bias of one dtype"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"route_logits: {label} is on {tensor.device} and x on {x.device}; they must be together")
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"route_logits: x is {x.dtype}; it must be floating point")
     vectors = (None, None) if norm is None else (norm.weight, norm.bias)
     logits: Tensor = _Logits.apply(
         None if norm is None else replace(norm, weight=None, bias=None), x, weight, bias, *vectors

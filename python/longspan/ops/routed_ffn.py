@@ -52,6 +52,8 @@ def routed_ffn(
         raise ValueError(f"routed_ffn: mode is {mode!r}; allowed: {', '.join(GATES)}")
     if any(p.residual is not None for p in (*up, down)):
         raise ValueError("routed_ffn: a projection has a residual; give it to routed_ffn as residual")
+    for p in (*up, down):
+        _check_map(p, x)
     blocks = plan.sets.blocks
     for p in up:
         if p.weight.shape[0] % blocks:
@@ -73,6 +75,30 @@ def routed_ffn(
     if residual is not None:
         y = as_rows(residual) + y
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _check_map(p: Projection, x: Tensor) -> None:
+    """Raises ValueError for a projection whose parts do not fit each other."""
+    if (p.lora_a is None) != (p.lora_b is None):
+        raise ValueError("routed_ffn: lora_a and lora_b go together; give both or none")
+    if p.weight.dim() != 2 or (p.lora_a is not None and p.lora_a.dim() != 2):
+        raise ValueError(f"routed_ffn: weight has shape {tuple(p.weight.shape)}; it and lora_a must be matrices")
+    rows, columns = p.weight.shape
+    rank = 0 if p.lora_a is None else p.lora_a.shape[0]
+    for label, tensor, shape in (
+        ("weight", p.weight, (rows, columns)),
+        ("bias", p.bias, (rows,)),
+        ("lora_a", p.lora_a, (rank, columns)),
+        ("lora_b", p.lora_b, (rows, rank)),
+    ):
+        if tensor is None:
+            continue
+        adapter = label.startswith("lora") and tensor.dtype in (torch.float32, torch.float64)
+        if tensor.shape != shape or tensor.device != x.device or (tensor.dtype != x.dtype and not adapter):
+            raise ValueError(
+                f"routed_ffn: {label} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; it must be {x.dtype} "
+                f"{shape} on {x.device}"
+            )
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from longspan.ops._define import define, op, require
 from longspan.ops._dtypes import check_dtype
 from longspan.ops.blocks import TokenBlocks
+from longspan.ops.pattern import MOST
 
 MAX_HEAD_DIM = 256
 
@@ -205,5 +206,5 @@ def _check_selection(
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"select_blocks: threshold is {threshold}; it must be finite")
     for name, value in (("force_first", force_first), ("force_last", force_last)):
-        if value < 0:
-            raise ValueError(f"select_blocks: {name} is {value}; it must not be negative")
+        if not 0 <= value <= MOST:
+            raise ValueError(f"select_blocks: {name} is {value}; it must not be negative, and be below 2^31")

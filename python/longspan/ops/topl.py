@@ -91,6 +91,7 @@ def topl_threshold(
     Source: SPT (arXiv 2312.10365); threshold, ties, near keys and asymmetric scores are ours.
     """
     _check("topl_threshold", key_codes, q, codebook, query_codes, subspaces, codewords, layout)
+    _check_causal("topl_threshold", causal)
     for name, value, least in (("budget", budget, 1), ("window", window, 0), ("sinks", sinks, 0)):
         if not least <= value <= MOST:
             raise ValueError(f"topl_threshold: {name} is {value}; it must be at least {least} and below 2^31")
@@ -135,6 +136,7 @@ def topl_indices(
     """
     s = selection
     _check("topl_indices", s.key_codes, q, s.codebook, s.query_codes, s.subspaces, s.codewords, layout)
+    _check_causal("topl_indices", causal)
     if not 0 <= slots <= MOST:
         raise ValueError(f"topl_indices: slots is {slots}; it must not be negative, and be below 2^31")
     check_model_window("topl_indices", model_window)
@@ -157,6 +159,11 @@ def topl_indices(
         model_window or 0,
     )
     return indices
+
+
+def _check_causal(name: str, causal: bool) -> None:
+    if not isinstance(causal, bool):
+        raise ValueError(f"{name}: causal is {causal!r}; allowed: True, False")
 
 
 def _check(
@@ -196,6 +203,10 @@ def _check(
                 f"{name}: {what} are {codes.dtype} {tuple(codes.shape)}; {subspaces} subspaces of {codewords} "
                 f"codewords take contiguous int32 [B,heads,tokens,{words}]"
             )
+    layouts = () if layout is None else (("layout.queries", layout.queries), ("layout.keys", layout.keys))
+    for what, other in (("q", q), ("codebook", codebook), ("query_codes", query_codes), *layouts):
+        if other is not None and other.device != key_codes.device:
+            raise ValueError(f"{name}: {what} is on {other.device} and key_codes on {key_codes.device}; move it there")
     heads, key_heads = queries.shape[1], key_codes.shape[1]
     groups = 1 if codebook is None else codebook.shape[0]
     if key_heads < 1 or heads % key_heads or key_heads % groups or queries.shape[0] != key_codes.shape[0]:

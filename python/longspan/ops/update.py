@@ -46,7 +46,12 @@ def adamw_scalars(
     """float32 [8] for `masked_adamw_`, of the step numbered from 1; computed in float64, each number rounded once."""
     if step < 1:
         raise ValueError(f"adamw_scalars: step is {step}; steps are numbered from 1")
+    _check_finite("adamw_scalars", lr=lr, weight_decay=weight_decay)
     one, two = betas
+    if not (0 <= one < 1 and 0 <= two < 1 and 0 <= eps < math.inf):
+        raise ValueError(
+            f"adamw_scalars: betas are {betas} and eps {eps}; betas must be at least 0 and below 1, eps not be negative"
+        )
     numbers = [1 - lr * weight_decay, one, 1 - one, two, 1 - two, lr / (1 - one**step), math.sqrt(1 - two**step), eps]
     return torch.tensor(numbers, dtype=torch.float64).float().to(device)
 
@@ -55,7 +60,14 @@ def sgd_scalars(
     *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, device: torch.device | str = "cpu"
 ) -> Tensor:
     """float32 [3] for `masked_sgd_`."""
+    _check_finite("sgd_scalars", lr=lr, momentum=momentum, weight_decay=weight_decay)
     return torch.tensor([lr, momentum, weight_decay], dtype=torch.float64).float().to(device)
+
+
+def _check_finite(name: str, **numbers: float) -> None:
+    for label, value in numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: {label} is {value}; it must be finite")
 
 
 @without_grad
@@ -171,11 +183,17 @@ class _Call:
                 self._check_one(f"copies[{i}]", copy, p, (torch.bfloat16, *half))
             self._check_mask(i)
         self.factors = torch.ones(len(params), device=self.device) if factors is None else factors
-        if self.factors.dtype != torch.float32 or self.factors.shape != (len(params),):
+        if (self.factors.dtype, self.factors.shape, self.factors.device) != (
+            torch.float32,
+            (len(params),),
+            self.device,
+        ):
             raise ValueError(
-                f"{name}: factors is {self.factors.dtype} {tuple(self.factors.shape)}; it must be float32 "
-                f"({len(params)},)"
+                f"{name}: factors is {self.factors.dtype} {tuple(self.factors.shape)} on {self.factors.device}; it "
+                f"must be float32 ({len(params)},) on {self.device}"
             )
+        if thresholds is not None and thresholds.bits.device != self.device:
+            raise ValueError(f"{name}: thresholds are on {thresholds.bits.device}; params are on {self.device}")
         self.copies = [self.nothing(torch.bfloat16) if copy is None else copy for copy in copied]
         self.given_copies = [copy for copy in copied if copy is not None]
         require(name, params[0])
