@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import RECORDS, ROOT, read
-from bench.results import forms, kernels, methods, plots
+from bench.results import forms, kernels, lengths, methods, plots
 from bench.results.tables import Table, page
 
-PARTS = ("demo", "lean_layers", "lemo", "long_context", "memory_plan", "spt", "updates")
+PARTS = ("demo", "lean_layers", "lemo", "lengths", "long_context", "memory_plan", "spt", "updates")
 HEAD = """# Results
 
 Every figure of `bench/records`, written by `make results`; the same as data: [results.json](results.json). Commands are
@@ -41,14 +41,17 @@ PARTS_HEADINGS = ("Sparse attention", "Parts of a layer", "Growth", "Kernels")
 def records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of kernels of all machines, and the parts by file."""
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read(path)]
-    return rows, {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PARTS}
+    files = {name: folder / f"{name}.json" for name in PARTS}
+    return rows, {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
 def sections(folder: Path = RECORDS) -> dict[str, list[Table]]:
     """All tables by heading."""
     rows, parts = records(folder)
+    by_length = {"From 1k to 64k tokens": lengths.lengths(parts)} if "lengths" in parts else {}
     return {
         "Demo": methods.demo(parts),
+        **by_length,
         "Training steps": methods.steps(parts),
         "Twice the context": methods.long_context(parts),
         "Memory": [*methods.longest(parts), *methods.memory(parts)],
@@ -71,6 +74,8 @@ def pages(tables: dict[str, list[Table]]) -> dict[str, str]:
 def draw(tables: dict[str, list[Table]], folder: Path) -> None:
     """All plots."""
     steps = [table for table in tables["Training steps"] if "A step" in table.title]
+    for seconds in tables.get("From 1k to 64k tokens", [])[:1]:
+        plots.lines(seconds, "seconds of a training step", folder, "lengths")
     plots.bars(steps, "seconds", "seconds of a training step", folder, "steps")
     plots.bars(_best(tables["Kernels"]), "best", "time of the strongest baseline / ours", folder, "kernels", line=1.0)
     memory = next(table for table in tables["Memory"] if table.title.startswith("Predicted"))

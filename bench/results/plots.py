@@ -53,6 +53,25 @@ def bars(tables: Sequence[Table], key: str, label: str, folder: Path, name: str,
             axes.axvline(line, color=TEXT, linewidth=0.8)
 
 
+def lines(table: Table, label: str, folder: Path, name: str) -> None:
+    """A line a row over columns whose keys are lengths, both axes logarithmic; the stock model's are grey."""
+    with _axes(5, folder, name) as axes:
+        marks = iter("os^vD<>ph*X" * 3)
+        for row, figures in table.rows.items():
+            points = [(int(column.key), figures.get(column.key)) for column in table.columns]
+            there = [(length, value) for length, value in points if value is not None]
+            stock = row.startswith("Hugging Face")
+            color = {"color": THEIRS} if stock else {}
+            axes.plot(*zip(*there, strict=True), marker=next(marks), markersize=4, linewidth=1, label=row, **color)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = [int(column.key) for column in table.columns]
+        axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False)
+
+
 def pairs(table: Table, first: str, second: str, label: str, folder: Path, name: str) -> None:
     """Two figures of every row beside each other: predicted and measured."""
     headings = {column.key: column.heading for column in table.columns}
