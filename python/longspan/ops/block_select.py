@@ -36,7 +36,10 @@ class BlockRanges:
         block: int = LIST_TILE,
         device: torch.device | str | None = None,
     ) -> BlockRanges:
-        """Of causal attention of `queries` tokens over `keys`; layout and model_window as `attention`. O(T log T)."""
+        """Of causal attention of `queries` tokens over `keys`; layout and model_window as `attention`. O(T log T).
+
+        Raises ValueError for lengths and blocks that are not positive, and for a layout of other lengths.
+        """
         if queries < 0 or keys < 0 or not 1 <= block <= MOST:
             raise ValueError(
                 f"BlockRanges: queries is {queries}, keys {keys} and block {block}; lengths must not be "
@@ -90,7 +93,7 @@ def code_hist(codes: Tensor, subspaces: int, codewords: int, *, block: int = LIS
     """How many of a block's tokens have each code: int32 [B,H,blocks,M,E] of codes int32 [B,H,T,W].
 
     For histograms A of queries and C of keys, sum_me A[I,m,e] C[J,m,e] is the sum over all pairs of tokens of I and J
-    of the number of their equal codes. Exact on every device.
+    of the number of their equal codes. Exact on every device. Raises ValueError for what does not fit.
     """
     _check_block("code_hist", block)
     if codes.dim() != 4:
@@ -109,7 +112,8 @@ def code_hist(codes: Tensor, subspaces: int, codewords: int, *, block: int = LIS
 def table_sums(table: Tensor, codewords: int, *, block: int = LIST_TILE) -> Tensor:
     """The sum over a block's queries of their tables: int32 [B,H,blocks,M,E] of `adc_table`'s uint8 [B,H,T,M,entries].
 
-    What `code_hist` of the queries is for equal codes, these are for asymmetric scores.
+    What `code_hist` of the queries is for equal codes, these are for asymmetric scores. Raises ValueError for what does
+    not fit.
     """
     _check_block("table_sums", block)
     if table.dim() != 5 or table.dtype != torch.uint8 or not 1 <= codewords <= table.shape[4]:

@@ -69,7 +69,10 @@ class TokenBlocks:
 
     @classmethod
     def packed(cls, cu_seqlens: Tensor, block: int = 64) -> TokenBlocks:
-        """A segment a document: document i holds rows cu_seqlens[i] to cu_seqlens[i+1]. Reads cu_seqlens."""
+        """A segment a document: document i holds rows cu_seqlens[i] to cu_seqlens[i+1]. Reads cu_seqlens.
+
+        Raises ValueError for what is no list of borders that grow.
+        """
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"TokenBlocks.packed: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; it must be int32 or "
@@ -141,7 +144,10 @@ class TokenBlocks:
         return replace(self, starts=starts, counts=counts, segments=segments)
 
     def gather(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows of x [M,...] by block: [N, block, ...], with `fill` where a block is shorter."""
+        """Rows of x [M,...] by block: [N, block, ...], with `fill` where a block is shorter.
+
+        Raises ValueError unless x has that many rows.
+        """
         if x.dim() < 1 or x.shape[0] != self.rows:
             raise ValueError(f"TokenBlocks.gather: x has shape {tuple(x.shape)}; it must be [{self.rows}, ...]")
         rows, there = self._places(self.starts, self.counts)
@@ -154,7 +160,8 @@ class TokenBlocks:
     def rows_of(self, ids: Tensor) -> Tensor:
         """The rows of blocks `ids` [n] one after the other: int64 [K].
 
-        Waits for the device where a block is not full: how many rows there are then depends on `ids`.
+        Waits for the device where a block is not full: how many rows there are then depends on `ids`. Raises ValueError
+        for ids out of range or given twice, where they are in CPU memory.
         """
         if ids.dim() != 1 or ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(

@@ -43,14 +43,17 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 
 
 def geglu(gate: Tensor, up: Tensor | None = None, *, approximate: str = "none") -> Tensor:
-    """gelu(gate) * up; approximate is "none" or "tanh", as in `torch.nn.functional.gelu`. See `glu`."""
+    """gelu(gate) * up; approximate is "none" or "tanh", as in `torch.nn.functional.gelu`. See `glu`.
+
+    Raises ValueError for another approximation.
+    """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"geglu: approximate is {approximate!r}; allowed: none, tanh")
     return glu(gate, up, activation="gelu" if approximate == "none" else "gelu_tanh")
 
 
 def activation(x: Tensor, name: str) -> Tensor:
-    """The activation `name` of `glu` alone: x [..., F] to [..., F]. Saved: x by reference."""
+    """The activation `name` of `glu` alone: x [..., F] to [..., F]. Saved: x by reference. Errors as `glu`."""
     _check("activation", x, None, name)
     return _run(x, None, name, False).reshape(x.shape)
 

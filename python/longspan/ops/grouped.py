@@ -97,7 +97,7 @@ def grouped_weight(a: Tensor, b: Tensor, sets: BlockSets, *, by_rows: bool = Tru
     """The gradient of a weight: sum_t a[t, slot Nb + j] b[t,c] over the rows of each block: [G Nb, C] or its transpose.
 
     a: [n, active Nb], b: [n,C], of one dtype; by_rows false gives [C, G Nb]; wide: in float32 instead of the dtype of
-    a. Blocks without rows get 0. Nothing is differentiable.
+    a. Blocks without rows get 0. Nothing is differentiable. Raises ValueError for what does not fit.
     """
     _check_sets("grouped_weight", a, sets)
     if b.dim() != 2 or b.shape[0] != a.shape[0] or b.dtype != a.dtype or a.shape[1] % sets.active:

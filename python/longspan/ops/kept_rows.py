@@ -84,13 +84,13 @@ class KeptRows:
         self._waiting: Tensor | None = None
 
     def enter(self, x: Tensor) -> Tensor:
-        """Rows of the stream x [M,C] -> [K,C]."""
+        """Rows of the stream x [M,C] -> [K,C]. Raises ValueError for what does not fit."""
         _check("KeptRows.enter", x, self.rows)
         out: Tensor = _Enter.apply(x, self)
         return out
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        """A new stream [M,C]: x with rows y [K,C]."""
+        """A new stream [M,C]: x with rows y [K,C]. Raises ValueError for what does not fit."""
         _check("KeptRows.leave", x, self.rows)
         _check_values("KeptRows.leave", x, y, self.rows)
         with torch.no_grad():
@@ -99,7 +99,8 @@ class KeptRows:
 
     def leave_as(self, x: Tensor, y: Tensor, stream: Tensor) -> Tensor:
         """`stream` [M,C], computed without a graph, with the gradient of `leave`: what to use when all rows went
-        through the branch and only these are to be differentiated."""
+        through the branch and only these are to be differentiated. Raises ValueError for what does not fit.
+        """
         _check("KeptRows.leave_as", x, self.rows)
         _check_values("KeptRows.leave_as", x, y, self.rows)
         if stream.shape != x.shape or stream.requires_grad:

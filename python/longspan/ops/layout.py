@@ -28,7 +28,8 @@ class TokenLayout:
     def packed(cls, cu_seqlens: Tensor) -> TokenLayout:
         """Documents one behind the other: document i holds the tokens cu_seqlens[i] to cu_seqlens[i+1].
 
-        cu_seqlens: int [documents + 1], from 0, never decreasing; empty documents are allowed.
+        cu_seqlens: int [documents + 1], from 0, never decreasing; empty documents are allowed. Raises ValueError for
+        what does not fit.
         """
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
@@ -47,7 +48,10 @@ class TokenLayout:
 
     @classmethod
     def padded(cls, mask: Tensor) -> TokenLayout:
-        """One document a batch row; mask [B, T], true (or 1) on tokens and false on padding, on either side."""
+        """One document a batch row; mask [B, T], true (or 1) on tokens and false on padding, on either side.
+
+        Raises ValueError unless the mask is a matrix.
+        """
         if mask.dim() != 2:
             raise ValueError(f"TokenLayout.padded: mask has shape {tuple(mask.shape)}; it must be [B, T]")
         real = mask.to(torch.bool)
@@ -56,7 +60,10 @@ class TokenLayout:
 
     @classmethod
     def cached(cls, past: int, length: int, *, device: torch.device | str | None = None) -> TokenLayout:
-        """`length` new queries behind `past` cached keys: T = length, S = past + length."""
+        """`length` new queries behind `past` cached keys: T = length, S = past + length.
+
+        Raises ValueError for lengths that are negative.
+        """
         for name, value, least in (("past", past, 0), ("length", length, 0)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"TokenLayout.cached: {name} is {value!r}; it must be an integer of at least {least}")
@@ -67,7 +74,10 @@ class TokenLayout:
 
     @classmethod
     def rows(cls, layout: TokenLayout, kept_rows: Tensor) -> TokenLayout:
-        """The tokens `kept_rows` (int64 [N], increasing) of `layout`, with their original documents and positions."""
+        """The tokens `kept_rows` (int64 [N], increasing) of `layout`, with their original documents and positions.
+
+        Raises ValueError for what does not fit.
+        """
         if kept_rows.dim() != 1 or kept_rows.dtype != torch.int64:
             raise ValueError(
                 f"TokenLayout.rows: kept_rows is {kept_rows.dtype} {tuple(kept_rows.shape)}; it must be int64 [N]"
@@ -81,7 +91,10 @@ class TokenLayout:
         return cls(layout.queries[..., kept_rows].contiguous(), layout.keys[..., kept_rows].contiguous())
 
     def with_global(self, tokens: Tensor) -> TokenLayout:
-        """Marks tokens as global: bool [1 or B, S]; needs as many queries as keys."""
+        """Marks tokens as global: bool [1 or B, S]; needs as many queries as keys.
+
+        Raises ValueError for what does not fit.
+        """
         if self.queries.shape[-1] != self.keys.shape[-1] or tokens.shape[-1] != self.keys.shape[-1]:
             raise ValueError(
                 f"TokenLayout.with_global: {tuple(tokens.shape)} marks do not fit {self.queries.shape[-1]} queries "

@@ -50,6 +50,7 @@ def list_transpose(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """The queries that have each key: starts int32 [B,H,keys+1] and rows int32 [B,H,T L], -1 behind the last.
 
     Queries starts[j] to starts[j+1] of rows have key j in their lists indices [B,H,T,L], increasing. No gradient.
+    Raises ValueError for what does not fit, MissingBackendError when no kernel serves the device.
     """
     _check_lists("list_transpose", indices)
     if not 0 <= keys <= MOST:

@@ -26,7 +26,10 @@ class Norm:
 
 
 def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
-    """The norm of x [..., C], all of its fields as in `norm_lora_linear`; x itself for None."""
+    """The norm of x [..., C], all of its fields as in `norm_lora_linear`; x itself for None.
+
+    Errors as `rms_norm` and `layer_norm`.
+    """
     if norm is None:
         return x
     if norm.kind not in ("rms", "layer"):

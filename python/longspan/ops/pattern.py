@@ -59,7 +59,8 @@ class AttentionPattern:
 
         Tokens attend causally inside groups of `group_size`; heads h >= H // 2 use groups shifted by half a group.
         Give `group_size` (even), or `groups` and call `resolve` with the configured length once per run.
-        `sinks` keeps the first tokens of each document visible to all; 0 is the paper.
+        `sinks` keeps the first tokens of each document visible to all; 0 is the paper. Raises ValueError for what does
+        not fit.
         """
         if (groups is None) == (group_size is None):
             raise ValueError(f"AttentionPattern.s2: give groups or group_size, not both; got {groups=}, {group_size=}")
@@ -73,7 +74,10 @@ class AttentionPattern:
 
     @classmethod
     def window(cls, size: int, sinks: int = 0) -> AttentionPattern:
-        """The last `size` keys including the query itself, and the first `sinks` tokens of each document."""
+        """The last `size` keys including the query itself, and the first `sinks` tokens of each document.
+
+        Raises ValueError for what does not fit.
+        """
         if not _integer(size) or size < 1:
             raise ValueError(f"AttentionPattern.window: size is {size!r}; it must be a positive integer")
         return cls("window", size=size, sinks=_sinks("window", sinks))
@@ -87,7 +91,7 @@ class AttentionPattern:
         table: for each head (or for one head that stands for all) and query tile, the numbers of the key tiles that it
         sees; nested lists, or an int tensor [(1 or B,) 1, K or H, query tiles, slots], increasing, with -1 behind the
         last. A table for key heads serves all query heads that share them. tile_size: rows and keys of a tile, a
-        multiple of 64.
+        multiple of 64. Raises ValueError for what does not fit.
         """
         import torch
 
@@ -127,7 +131,8 @@ class AttentionPattern:
     def resolve(self, length: int) -> AttentionPattern:
         """Fixes the group size of `s2(groups=n)` from the configured context length, once per run.
 
-        The group is ceil(length / groups) rounded up to an even number, and to whole tiles of 256 from 512 on.
+        The group is ceil(length / groups) rounded up to an even number, and to whole tiles of 256 from 512 on. Raises
+        ValueError for what does not fit.
         """
         if self.kind != "s2" or self.group_size:
             return self

@@ -92,7 +92,7 @@ def es_update_(
     scale and no decay is `perturb_`, bit for bit, and members with w_n = 0 change nothing. One member with
     coefficient g and alpha -lr is MeZO's step, many with their advantages are that of Evolution Strategies.
 
-    Otherwise as `perturb_`. Source: Malladi et al. 2023, algorithm 1; Salimans et al. 2017, algorithm 2.
+    Otherwise as `perturb_`, errors too. Source: Malladi et al. 2023, algorithm 1; Salimans et al. 2017, algorithm 2.
     """
     ids, starts, place = _check("es_update_", targets, tensor_ids, offsets, stream, distribution)
     if copies is not None:
@@ -123,7 +123,10 @@ def perturb_noise(
     distribution: str = "gaussian",
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The noise itself, float32 [size]: of elements offset, offset + 1, ... of tensor `tensor_id` in `perturb_`."""
+    """The noise itself, float32 [size]: of elements offset, offset + 1, ... of tensor `tensor_id` in `perturb_`.
+
+    Raises ValueError for what does not fit, MissingBackendError when no kernel serves the device.
+    """
     if size < 0:
         raise ValueError(f"perturb_noise: size is {size}; it must not be negative")
     z = torch.zeros(size, device=device)

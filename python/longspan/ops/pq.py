@@ -73,7 +73,10 @@ def check_sizes(name: str, subspaces: int, codewords: int) -> None:
 
 
 def pq_decode(codes: Tensor, codebook: Tensor) -> Tensor:
-    """The codewords that codes int32 [B,H,T,W] stand for: [B,H,T,M d] in the codebook's dtype, differentiable in it."""
+    """The codewords that codes int32 [B,H,T,W] stand for: [B,H,T,M d] in the codebook's dtype, differentiable in it.
+
+    Raises ValueError for what does not fit.
+    """
     if codebook.dim() != 4 or not codebook.dtype.is_floating_point or codebook.device != codes.device:
         raise ValueError(
             f"pq_decode: codebook is {codebook.dtype} {tuple(codebook.shape)} on {codebook.device}; it must be "

@@ -51,6 +51,7 @@ def predictor_score(x: Tensor, weights: PredictorWeights, blocks: TokenBlocks) -
     x: [M,C], the normed rows, float32 (float64) or 16-bit; weights in its dtype. Returns s [N] of all blocks, float32
     (float64). No gradient. Cost: O(M) products and no [N,N]: nothing but a sum stands between pairs and score, so that
     the sum over m goes inside (exactly). Sums over blocks are in float32 or wider. Transient: M (r1 + r2) numbers.
+    Raises ValueError for what does not fit.
     Source: LeMo (Wang et al. 2025, section 3: tokens singly, then aggregated); the identity is ours.
     """
     _check(x, weights, blocks)
@@ -66,7 +67,7 @@ def predictor_pairs(
 
     The form that is trained against `block_score`; differentiable in the weights, x is a constant. Shapes and dtypes as
     `predictor_score`; returns float32 (float64). zeros: int64 counters of the second hidden layers (the query's, the
-    key's), to each unit of which the number of blocks is added where it is 0.
+    key's), to each unit of which the number of blocks is added where it is 0. Raises ValueError for what does not fit.
     """
     _check(x, weights, blocks)
     sides = zip((weights.query, weights.key), (None, None) if zeros is None else zeros, strict=True)

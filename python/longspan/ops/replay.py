@@ -118,7 +118,8 @@ class _Place(torch.autograd.Function):
 def place_rows(x: Tensor, rows: Tensor, full: Tensor, dim: int = 0) -> Tensor:
     """`full`, whose entries `rows` along `dim` are x: its values, the gradient of those entries to x, none to others.
 
-    What the stop-gradient of all other rows means. No copy is made of `full`, which must have no graph.
+    What the stop-gradient of all other rows means. No copy is made of `full`, which must have no graph. Raises
+    ValueError for a `full` with a graph.
     """
     if full.requires_grad:
         raise ValueError("place_rows: full must be computed without a graph")

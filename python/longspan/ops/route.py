@@ -50,6 +50,7 @@ def route_logits(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None = No
     """A router's logits [n,G] = norm(x) weight^T + bias of rows x [n,C], in the dtype of weight [G,C] and bias [G].
 
     Differentiable, once, in x, weight, bias and the norm's vectors. Saved: x by reference; the norm is made again.
+    Raises ValueError for what does not fit.
     """
     columns = x.shape[-1] if x.dim() else 0
     for label, tensor, shape in (
@@ -131,7 +132,8 @@ def balance_loss(logits: Tensor, act: Tensor) -> Tensor:
     """G sum_i f_i P_i: 1 for even use, G / active if all rows meet the same blocks.
 
     f_i: share of the chosen that are block i, a constant; P_i: mean over rows of sigmoid(logit_i) / sum_j
-    sigmoid(logit_j). logits [n,G], act int64 [n,active]. Differentiable in logits; 0 without rows.
+    sigmoid(logit_j). logits [n,G], act int64 [n,active]. Differentiable in logits; 0 without rows. Raises ValueError
+    for what does not fit.
     """
     _check_logits("balance_loss", logits)
     n, blocks = logits.shape

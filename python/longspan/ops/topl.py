@@ -51,7 +51,8 @@ def adc_table(q: Tensor, codebook: Tensor) -> Tensor:
 
     The score of a key is the sum over m of table[m, code[m]], an integer from 0 to 255 M: the order of <q, k'>, k' the
     key's codewords (asymmetric distance, Jégou et al. 2011). q, codebook: as `pq_encode`. No gradient. Every operation
-    is rounded by itself in a fixed order, so that all devices give the same numbers for finite input.
+    is rounded by itself in a fixed order, so that all devices give the same numbers for finite input. Raises ValueError
+    for what does not fit, MissingBackendError when no kernel serves the device.
     """
     if q.dim() != 4:
         raise ValueError(f"adc_table: q has shape {tuple(q.shape)}; it must be [B,H,T,D]")
@@ -133,6 +134,7 @@ def topl_indices(
     """The kept keys as lists: int32 [B,H,T,slots], increasing, -1 behind the last; keys beyond the slots are left out.
 
     q: the queries of the selection, where it has a codebook. causal, layout, model_window: those that it was made with.
+    Raises ValueError for what does not fit, MissingBackendError when no kernel serves the device.
     """
     s = selection
     _check("topl_indices", s.key_codes, q, s.codebook, s.query_codes, s.subspaces, s.codewords, layout)

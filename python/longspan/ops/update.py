@@ -43,7 +43,10 @@ def adamw_scalars(
     weight_decay: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """float32 [8] for `masked_adamw_`, of the step numbered from 1; computed in float64, each number rounded once."""
+    """float32 [8] for `masked_adamw_`, of the step numbered from 1; computed in float64, each number rounded once.
+
+    Raises ValueError for numbers out of range.
+    """
     if step < 1:
         raise ValueError(f"adamw_scalars: step is {step}; steps are numbered from 1")
     _check_finite("adamw_scalars", lr=lr, weight_decay=weight_decay)
@@ -59,7 +62,7 @@ def adamw_scalars(
 def sgd_scalars(
     *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """float32 [3] for `masked_sgd_`."""
+    """float32 [3] for `masked_sgd_`. Raises ValueError for numbers that are not finite."""
     _check_finite("sgd_scalars", lr=lr, momentum=momentum, weight_decay=weight_decay)
     return torch.tensor([lr, momentum, weight_decay], dtype=torch.float64).float().to(device)
 
