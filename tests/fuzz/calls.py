@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def obeys_spoiled(name: str, draw: Draw, call: Call) -> None:
     try:
         found = call.run(**fresh(given))
     except (ValueError, TypeError, MissingBackendError, AttributeError, RuntimeError, OverflowError) as error:
-        _is_ours(name, argument, kind, error, call.names)
+        _is_ours(name, argument, kind, error, (*call.given, *call.names))
         return
     if any(isinstance(x, Tensor) and x.is_meta for x in leaves(found)):
         return
@@ -97,12 +98,12 @@ def obeys_spoiled(name: str, draw: Draw, call: Call) -> None:
 
 
 def _is_ours(name: str, argument: str, kind: str, error: Exception, names: tuple[str, ...]) -> None:
-    """The error says whose it is, or which argument it is about."""
+    """The error says whose it is, or which argument it is about: the spoiled one, or one that it does not fit."""
     if kind in OTHER_TYPES:
         return
     text, entry = str(error), name.rpartition(".")[2]
     known = (entry.rstrip("_"), argument, *argument.split("_", 1), *names)
-    named = not isinstance(error, AttributeError) and any(word in text for word in known)
+    named = not isinstance(error, AttributeError) and any(re.search(rf"\b{word}", text) for word in known)
     assert named, f"{name}: {argument} ({kind}) gives an error that names nothing: {error!r}"
 
 
