@@ -13,10 +13,11 @@ TOGETHER = -n $(TEST_JOBS) --dist loadscope -p no:benchmark --durations=25 --dur
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-all gpu lint format bench docs results wheel clean
+.PHONY: help demo test test-all sanitize gpu lint format bench docs results wheel clean
 help:
 	@echo "make demo      fine-tune SmolLM2-135M on long text: longspan against Hugging Face + PEFT"
 	@echo "make test      lint and all tests (make test-all adds the long sweeps)"
+	@echo "make sanitize  the CPU kernels and ops under ASan and UBSan, in a build of their own"
 	@echo "make gpu       on a machine with a GPU: build for it, test on it, measure beside the predictions"
 	@echo "make bench     kernel benchmarks against torch, appended to bench/records"
 	@echo "make docs      the site of docs/, in build/site"
@@ -63,6 +64,10 @@ test: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
 
 test-all: lint $(STAMPS)/aarch64 $(STAMPS)/cuda
 	$(BIN)/python -m pytest -q $(TOGETHER) -m "not gpu" --all-mutants
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+sanitize: $(STAMPS)/native
+	$(BIN)/python -m tests.sanitize
 
 # On a machine with a GPU: the CUDA kernels built for it, their tests on it, and times beside the predicted ones.
 $(STAMPS)/native-cuda: $(STAMPS)/dependencies $(STAMPS)/cuda $(NATIVE)
