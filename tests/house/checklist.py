@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import Function
@@ -112,3 +114,8 @@ def _functions_that_mark_dirty(op: str) -> list[type]:
     module = inspect.getmodule(getattr(longspan.ops, op, None))
     found = [x for x in vars(module or longspan.ops).values() if isinstance(x, type) and issubclass(x, Function)]
     return [x for x in found if "mark_dirty" in inspect.getsource(x)]
+
+
+def errors_unsaid(functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """Public functions whose docstring does not say what is raised, nor where that is said."""
+    return [f.__name__ for f in functions if not re.search(r"\bRaises\b|\b[Ee]rrors\b|\b[Ss]ee `", f.__doc__ or "")]

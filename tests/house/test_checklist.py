@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from longspan import _native
 from longspan.ops._define import REGISTERED
 from longspan.ops._in_place import without_grad
 from longspan.report import report
-from tests.house.checklist import declared_ops, missing_files, missing_registrations, mutates_lists_only
+from tests.house.checklist import declared_ops, errors_unsaid, missing_files, missing_registrations, mutates_lists_only
 
 ROOT = Path(__file__).parents[2]
 OPS = declared_ops(ROOT / "python" / "longspan" / "ops")
@@ -36,6 +37,18 @@ def test_report_shows_every_op_and_device() -> None:
     for states in shown.values():
         assert states["cpu"] == "yes"
         assert states["cuda"] == ("yes" if _native.built_with_cuda() else "not in this build")
+
+
+def test_every_op_says_what_it_raises() -> None:
+    public = [getattr(longspan.ops, name) for name in longspan.ops.__all__]
+    assert errors_unsaid(x for x in public if inspect.isfunction(x)) == []
+
+
+def test_silence_on_errors_is_named() -> None:
+    def silent() -> None:
+        """It fails without a word."""
+
+    assert errors_unsaid([silent, longspan.ops.glu]) == ["silent"]
 
 
 @pytest.fixture

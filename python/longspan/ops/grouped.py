@@ -81,8 +81,8 @@ def grouped_reduce(
 
         y[t,j] = sum over slots, c of x[t, slot Kb + c] W_block[j,c] + bias[j] + sum_r p[t,r] q[j,r]
 
-    weight: [N, G Kb], or [G Kb, N] with by_rows; q: [N,R], or [R,N] with by_rows. Otherwise as `grouped_expand`, whose
-    adjoint it is with the same weight and the same by_rows.
+    weight: [N, G Kb], or [G Kb, N] with by_rows; q: [N,R], or [R,N] with by_rows. Otherwise, errors too, as
+    `grouped_expand`, whose adjoint it is with the same weight and the same by_rows.
     """
     _check("grouped_reduce", x, weight, sets)
     p, q = (None, None) if tail is None else tail

@@ -81,7 +81,7 @@ def norm_lora_linear(
     or two numbers a row, and s. Dropout draws one mask a projection: seed is an int64 tensor with one element each, or
     None.
 
-    Also differentiable in the norm's weight and bias. Otherwise as `lora_linear`; at most 8 projections.
+    Also differentiable in the norm's weight and bias. Otherwise, errors too, as `lora_linear`; at most 8 projections.
     Source: Hu et al. 2021; Zhang and Sennrich 2019; Ba, Kiros and Hinton 2016.
     """
     return _run("norm_lora_linear", x, norm, list(projections), dropout_p, seed)

@@ -46,7 +46,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleaved:
     constants. Arithmetic is in float32 or wider, rounded once. Nothing but the tables is saved. Deterministic.
 
     On CUDA nothing waits for the device: a position out of range gives nan in its token. On the CPU it raises
-    ValueError, as does anything else that does not fit; MissingBackendError when no kernel serves the device.
+    ValueError. Raises ValueError for anything else that does not fit, MissingBackendError when no kernel serves the
+    device.
     Source: Su et al. 2021, section 3.2.2.
     """
     x, positions = _checked("rope", x, None, cos, sin, positions)
@@ -57,7 +58,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleaved:
 def rope_(
     x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, heads: int | None = None, interleaved: bool = False
 ) -> Tensor:
-    """`rope` in place: overwrites x and returns it.
+    """`rope` in place: overwrites x and returns it; errors as there.
 
     With `heads`, x is [B,T,heads*D] or [T,heads*D], a projection's output as it is: giving it instead of a view of it
     spares autograd the copy of a gradient that a view written in place costs. x must not be a leaf that requires grad.
