@@ -76,8 +76,8 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y = (s - mean_C(s)) / sqrt(var_C(s) + eps) * weight + bias, s = x + residual, var without Bessel's correction.
 
-    As `rms_norm`, errors too, with bias [C] in the dtype of weight; 8 bytes a row are saved. The variance is summed around
-    the mean, in a second pass over the row. Source: Ba, Kiros and Hinton 2016, section 3.
+    As `rms_norm`, errors too, with bias [C] in the dtype of weight; 8 bytes a row are saved. The variance is summed
+    around the mean, in a second pass over the row. Source: Ba, Kiros and Hinton 2016, section 3.
     """
     return _norm("layer_norm", x, weight, bias, residual, True, eps, 0.0)
 
