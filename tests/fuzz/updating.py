@@ -47,6 +47,7 @@ def squared_norms(draw: Draw) -> Call:
     given = {"tensors": tensors, "groups": [draw.number(0, 2) for _ in tensors]}
 
     def exact(tensors: list[Tensor], groups: list[int]) -> Tensor:
+        groups = list(range(len(tensors))) if groups is None else groups
         assert len(groups) == len(tensors) > 0 and 0 <= min(groups) <= max(groups) < 2**16  # noqa: PT018
         pairs = list(zip(tensors, groups, strict=True))
         each = [sum((x.double() ** 2).sum() for x, g in pairs if g == group) for group in range(max(groups) + 1)]

@@ -87,6 +87,7 @@ class Layer:
         gated: bool = True,
         rank: int = 3,
         bias: bool = True,
+        adapted: tuple[str, ...] = ("gate", "up", "down"),
         seed: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -101,7 +102,7 @@ class Layer:
             self.tensors[f"{name}.weight"] = draw(rows, columns) / columns**0.5
             if bias:
                 self.tensors[f"{name}.bias"] = 0.1 * draw(rows)
-            if rank:
+            if rank and name in adapted:
                 self.tensors[f"{name}.a"], self.tensors[f"{name}.b"] = (
                     draw(rank, columns) / columns**0.5,
                     draw(rows, rank),
@@ -186,6 +187,9 @@ CONFIGS = {
     "one of eight": (Layer(F=32), 8, 1, "silu"),
     "no bias": (Layer(bias=False), 2, 1, "silu"),
     "all": (Layer(), 4, 4, "silu"),
+    "adapter on up alone": (Layer(adapted=("up",)), 4, 2, "silu"),
+    "on gate alone": (Layer(adapted=("gate",)), 4, 2, "silu"),
+    "on up and down": (Layer(adapted=("up", "down")), 4, 2, "silu"),
 }
 
 

@@ -12,7 +12,10 @@ FEW = 64  # numbers that a list compares faster than tensors
 
 def last_contiguous(x: Tensor) -> Tensor:
     """x with its last dimension contiguous, copied only where it is not."""
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    if x.shape[-1] <= 1 or x.stride(-1) == 1:
+        return x
+    # torch calls a tensor without elements contiguous, whatever its strides.
+    return x.contiguous() if x.numel() else x.clone(memory_format=torch.contiguous_format)
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -100,6 +100,11 @@ class TokenLayout:
                 f"TokenLayout.with_global: {tuple(tokens.shape)} marks do not fit {self.queries.shape[-1]} queries "
                 f"and {self.keys.shape[-1]} keys"
             )
+        if tokens.dim() != 2 or tokens.shape[0] not in (1, self.keys.shape[1]):
+            raise ValueError(
+                f"TokenLayout.with_global: tokens has shape {tuple(tokens.shape)}; it must be [1 or "
+                f"{self.keys.shape[1]}, {self.keys.shape[-1]}]"
+            )
         flag = tokens.to(torch.int32).expand(self.keys.shape[1], -1)[None]
         return TokenLayout(torch.cat([self.queries[:2], flag]), torch.cat([self.keys[:2], flag]))
 

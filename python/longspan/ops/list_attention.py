@@ -38,6 +38,8 @@ def list_attention(
     Source: SPT (arXiv 2312.10365), whose lists have no duplicates and no filler here.
     """
     _check(q, k, v, indices, softcap)
+    if scale is not None and not abs(scale) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"list_attention: scale is {scale}; it must be a finite float32")
     require("list_attention_fwd", q)
     out, lse = op("list_attention_fwd")(
         q, k, v, indices, q.shape[-1] ** -0.5 if scale is None else scale, softcap or 0.0

@@ -54,13 +54,17 @@ def mlp_cols(
         )
     for p in (*up, down):
         trained = [t for t in (p.weight, p.bias) if t is not None and t.requires_grad]
-        if trained or p.lora_a is not None or p.residual is not None:
+        if trained or p.lora_a is not None or p.lora_b is not None or p.residual is not None:
             raise ValueError(
                 "mlp_cols: a projection has trained weights, an adapter or a residual, which would get no gradient; "
                 "all of them must be frozen and plain"
             )
     if any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)):
         raise ValueError("mlp_cols: the norm's weights require grad and would get none; freeze them")
+    if x.dim() != 2 or residual.shape != (x.shape[0], down.weight.shape[0]):
+        raise ValueError(
+            f"mlp_cols: x is {tuple(x.shape)} and residual {tuple(residual.shape)}; they must be [K,C] of the same rows"
+        )
     branch = _Branch(_split(up) if packed else tuple(up), down, norm, activation, share, watch)
     out: Tensor = _Columns.apply(branch, x, residual)
     return out

@@ -304,10 +304,11 @@ class _Gradient:
             normed = apply_norm(None if norm is None else replace(norm, weight=vectors[0], bias=vectors[1]), leaf)
         z = normed.detach().index_select(0, plan.perm) if inner else None
         dz: Tensor | None = None
+        thins = iter(thin)  # of the projections that have an adapter
         for i, (du, p) in enumerate(zip(dwide, self.projections[:count], strict=True)):
             tail = None
             if p.lora_a is not None and p.lora_b is not None:
-                s = thin[i]
+                s = next(thins)
                 ds = _wide(grouped_reduce(du, p.lora_b.to(du.dtype), sets, by_rows=True)) * p.scaling
                 if self._wants(i, 3):
                     self._put(i, 3, grouped_weight(du, s.to(du.dtype), sets, wide=True) * p.scaling)

@@ -50,6 +50,8 @@ def adamw_scalars(
     if step < 1:
         raise ValueError(f"adamw_scalars: step is {step}; steps are numbered from 1")
     _check_finite("adamw_scalars", lr=lr, weight_decay=weight_decay)
+    if len(betas) != 2:
+        raise ValueError(f"adamw_scalars: betas are {betas}; there must be two")
     one, two = betas
     if not (0 <= one < 1 and 0 <= two < 1 and 0 <= eps < math.inf):
         raise ValueError(
