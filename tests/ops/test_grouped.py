@@ -163,6 +163,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: grouped_expand(X, W, BlockSets(SETS.offsets * 0, 4, 2)), "must grow from 0 to the 6 rows"),
     (lambda: grouped_expand(X, W[:7], SETS), "the weight does not fit x and the blocks"),
     (lambda: grouped_reduce(X, W, SETS), "the weight does not fit x and the blocks"),
+    (lambda: grouped_expand(X, W, SETS, tail=(X[:, :1], W[:, :1].to("meta"))), "q is on meta and the rows on cpu"),
+    (lambda: grouped_weight(X, X.to("meta"), SETS), "b is on meta and the rows on cpu"),
     (lambda: grouped_weight(X, X, SETS), "2 slots of columns"),
 ]
 

@@ -60,8 +60,8 @@ def grouped_expand(
     Differentiable in all tensors. Saved: x, weight and the tail by reference. Sums are in float32 or wider; the order
     of sums depends on the sets' sizes alone. Raises ValueError for what does not fit. Source: SPT (arXiv 2312.10365).
     """
-    _check("grouped_expand", x, weight, sets)
     p, q = (None, None) if tail is None else tail
+    _check("grouped_expand", x, weight, sets, bias=bias, p=p, q=q)
     y: Tensor = op("grouped_expand")(
         x, last_contiguous(weight), bias, p, q, sets.offsets, sets.blocks, sets.active, by_rows
     )
@@ -84,8 +84,8 @@ def grouped_reduce(
     weight: [N, G Kb], or [G Kb, N] with by_rows; q: [N,R], or [R,N] with by_rows. Otherwise, errors too, as
     `grouped_expand`, whose adjoint it is with the same weight and the same by_rows.
     """
-    _check("grouped_reduce", x, weight, sets)
     p, q = (None, None) if tail is None else tail
+    _check("grouped_reduce", x, weight, sets, bias=bias, p=p, q=q)
     y: Tensor = op("grouped_reduce")(
         x, last_contiguous(weight), bias, p, q, sets.offsets, sets.blocks, sets.active, by_rows
     )
@@ -100,6 +100,7 @@ def grouped_weight(a: Tensor, b: Tensor, sets: BlockSets, *, by_rows: bool = Tru
     a. Blocks without rows get 0. Nothing is differentiable. Raises ValueError for what does not fit.
     """
     _check_sets("grouped_weight", a, sets)
+    _check_beside("grouped_weight", a, b=b)
     if b.dim() != 2 or b.shape[0] != a.shape[0] or b.dtype != a.dtype or a.shape[1] % sets.active:
         raise ValueError(
             f"grouped_weight: a is {a.dtype} {tuple(a.shape)} and b {b.dtype} {tuple(b.shape)}; they must have "
@@ -128,13 +129,22 @@ def _check_sets(name: str, x: Tensor, sets: BlockSets) -> None:
     require(name, x)
 
 
-def _check(name: str, x: Tensor, weight: Tensor, sets: BlockSets) -> None:
+def _check(name: str, x: Tensor, weight: Tensor, sets: BlockSets, **beside: Tensor | None) -> None:
     _check_sets(name, x, sets)
     if weight.dim() != 2 or weight.dtype != x.dtype or weight.device != x.device:
         raise ValueError(
             f"{name}: the weight is {weight.dtype} {tuple(weight.shape)} on {weight.device}; it must be a matrix of "
             f"{x.dtype} on {x.device}"
         )
+    _check_beside(name, x, **beside)
+
+
+def _check_beside(name: str, rows: Tensor, **beside: Tensor | None) -> None:
+    for label, other in beside.items():
+        if other is not None and other.device != rows.device:
+            raise ValueError(
+                f"{name}: {label} is on {other.device} and the rows on {rows.device}; move it there"
+            )
 
 
 def _expand_fake(
