@@ -26,7 +26,7 @@ def in_use() -> int:
 
 
 def kept_by_each_call(call: Callable[[], object], allowed: float = 8.0, most: int = 1280) -> float:
-    """Bytes that a call leaves in use, of the first round that keeps no more than `allowed`, or of the last one.
+    """Bytes that a call leaves in use, of the first round that keeps less than `allowed`, or of the last one.
 
     Caches (of allocators, by thread and size) fill now and then, ever more seldom, so each round is twice as long as
     the one before; a leak keeps the same at every call.
@@ -34,7 +34,7 @@ def kept_by_each_call(call: Callable[[], object], allowed: float = 8.0, most: in
     call()
     gc.collect()
     calls, kept = 10, float("inf")
-    while kept > allowed and calls <= most:
+    while kept >= allowed and calls <= most:
         before = in_use()
         for _ in range(calls):
             call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -71,10 +71,3 @@ class Draw:
         found = torch.where(kept, order, keys).sort(-1).values
         found = torch.where(found < keys, found, -1)
         return torch.nn.functional.pad(found, (0, slots - found.shape[-1]), value=-1).int().contiguous()
-
-
-def product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

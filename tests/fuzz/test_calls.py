@@ -1,4 +1,5 @@
-"""Any call of an op: a valid one is right, and one with a spoiled argument is refused by name or is right as well."""
+"""Any call of an op, or of a kernel on arrays: a valid one is right, and one with a spoiled argument is refused by name
+or is right as well; never memory that is not the call's."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longspan import ops
-from tests.fuzz import attending, choosing, rows, updating  # noqa: F401
+from longspan import kernels, ops
+from tests.fuzz import attending, choosing, kernel_calls, rows, updating  # noqa: F401
 from tests.fuzz.calls import DRAWINGS, fuzz
 
-NAMES = sorted(name for name in DRAWINGS if name.startswith("ops."))
+NAMES = sorted(DRAWINGS)
 
 
 def test_every_public_entry_has_a_drawing() -> None:
     entries = {f"ops.{name}" for name in ops.__all__ if callable(getattr(ops, name))}
+    entries |= {f"kernels.{name}" for name in dir(kernels) if callable(getattr(kernels, name))}
     assert entries == set(NAMES)
 
 
