@@ -142,9 +142,7 @@ def _check(name: str, x: Tensor, weight: Tensor, sets: BlockSets, **beside: Tens
 def _check_beside(name: str, rows: Tensor, **beside: Tensor | None) -> None:
     for label, other in beside.items():
         if other is not None and other.device != rows.device:
-            raise ValueError(
-                f"{name}: {label} is on {other.device} and the rows on {rows.device}; move it there"
-            )
+            raise ValueError(f"{name}: {label} is on {other.device} and the rows on {rows.device}; move it there")
 
 
 def _expand_fake(
