@@ -219,7 +219,8 @@ def pq_loss(draw: Draw) -> Call:
     given, (M, E) = vectors_of(draw)
     given |= {"codes": codes_for(draw, **given), "power": draw.one(2, 1), "eps": draw.one(1e-5, 1e-2)}
 
-    def exact(z: Tensor, codebook: Tensor, codes: Tensor, power: int, eps: float) -> Tensor:
+    def exact(z: Tensor, codebook: Tensor, codes: Tensor | None, power: int, eps: float) -> Tensor:
+        codes = ops.pq_encode(given["z"], given["codebook"], power=power) if codes is None else codes
         assert power in (1, 2) and z.numel() and codebook.shape[1:3] == (M, E)  # noqa: PT018
         numbers = ops.unpack_codes(codes, M, E)
         return quantisers.pq_loss(z.to(codebook.dtype), codebook, numbers, power, eps)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class Call:
     learned: tuple[str, ...] = ()
     sized: tuple[str, ...] = ()
     names: tuple[str, ...] = ()  # of errors, beside the entry's and the argument's
-    free: tuple[str, ...] = field(default=())
+    free: tuple[str, ...] = ()
+    bitwise: bool = False  # results are integers of rounded numbers, which another dtype would round otherwise
 
 
 DRAWINGS: dict[str, Callable[[Draw], Call]] = {}
@@ -111,6 +112,9 @@ def _expected(call: Call, given: dict[str, Any]) -> Any:
     """(exact, torch's own in the dtype of the call), or None."""
     if call.exact is None:
         return None
+    if call.bitwise:
+        found = call.exact(**given)
+        return found, found
     wide = {n: cast(x, F64) for n, x in given.items()}
     narrow = any(isinstance(x, Tensor | np.ndarray) and "float64" in str(x.dtype) for x in leaves(given))
     return call.exact(**wide), call.exact(**{n: cast(x, F32) for n, x in given.items()} if narrow else given)
@@ -193,6 +197,8 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
         return type(x)(cast(each, dtype) for each in x)
     if isinstance(x, Tensor) and x.dtype.is_floating_point:
         return x.to(dtype)
+    if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float64):
+        return x.astype(str(dtype).removeprefix("torch."))
     return x
 
 

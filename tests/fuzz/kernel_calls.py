@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from longspan import kernels
+from longspan.ops.reference import attention as attentions
 from longspan.ops.reference import glu as glus
 from longspan.ops.reference import norm as norms
 from longspan.ops.reference import rope as ropes
+from longspan.ops.reference import topl as choices
+from tests.fuzz import kernel_oracles as oracles
 from tests.fuzz.calls import Call, drawing
 from tests.fuzz.draw import F32, F64, Draw
 
@@ -28,7 +32,10 @@ def arrays(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def wide(x: Any) -> Any:
-    return torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    """Arrays as tensors, in lists too."""
+    if isinstance(x, list):
+        return [wide(each) for each in x]
+    return torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x
 
 
 def made(name: str, draw: Draw, given: dict[str, Any], exact: Any = None, **rest: Any) -> Call:
@@ -64,7 +71,7 @@ def glu_fwd(draw: Draw) -> Call:
 def glu_bwd(draw: Draw) -> Call:
     T, F, dtype = draw.size(), draw.size(), real(draw)
     given: dict[str, Any] = {n: draw.floats(T, F, dtype=dtype) for n in ("dy", "gate", "up")}
-    return made("glu_bwd", draw, {**given, "activation": draw.one("silu", "relu")})
+    return made("glu_bwd", draw, {**given, "activation": draw.one("silu", "relu2")}, oracles.glu_bwd)
 
 
 @drawing("kernels.norm_fwd", "kernels.norm_bwd")
@@ -74,7 +81,9 @@ def norm(draw: Draw) -> Call:
     if draw.flag():
         given = {"dy": draw.floats(T, C, dtype=dtype), "x": x, "rstd": draw.floats(T, dtype=dtype)}
         weight = draw.floats(C, dtype=dtype)
-        return made("norm_bwd", draw, {**given, "weight": weight, "need_dweight": True, "weight_offset": 0.0})
+        return made(
+            "norm_bwd", draw, {**given, "weight": weight, "need_dweight": True, "weight_offset": 0.0}, oracles.norm_bwd
+        )
     given = {"x": x, "weight": draw.floats(C, dtype=dtype), "bias": draw.maybe(lambda: draw.floats(C, dtype=dtype))}
 
     def exact(x: Tensor, weight: Tensor, bias: Any, centered: bool, eps: float) -> Any:
@@ -127,9 +136,8 @@ def attention(draw: Draw) -> Call:
         run = lambda batch, heads, queries, keys, **rest: kernels.attention_visible_pairs(  # noqa: E731
             kernels.AttentionSpec(**rest), batch, heads, queries, keys
         )
-        return Call(
-            run, {**spec, **sizes}, sized=("batch", "heads", "queries", "keys"), names=("AttentionSpec", "pattern")
-        )
+        names, sized = ("AttentionSpec", "pattern"), ("batch", "heads", "queries", "keys")
+        return Call(run, {**spec, **sizes}, oracles.visible_pairs, sized=sized, names=names)
     if kind == "bwd":
         q = given["q"]
         given = {"dout": draw.floats(*q.shape, dtype=q.dtype), **given, "out": draw.floats(*q.shape, dtype=q.dtype)}
@@ -140,7 +148,15 @@ def attention(draw: Draw) -> Call:
         entry = kernels.attention_bwd if kind == "bwd" else kernels.attention_fwd
         return entry(**rest, spec=kernels.AttentionSpec(**made_of), threads=threads)
 
-    return Call(call, arrays({**given, **spec, "threads": 1}), names=("AttentionSpec", "pattern", "heads", "attention"))
+    def exact(threads: int, **rest: Any) -> Any:
+        tensors = {n: wide(rest.pop(n)) for n in given}
+        found, q, k = oracles.pattern(**rest), tensors["q"], tensors["k"]
+        if kind == "fwd":
+            return attentions.attention(**tensors, pattern=found)
+        return oracles.attention_bwd(**tensors, mask=attentions.visible(found, *q.shape[1:3], k.shape[2]))
+
+    names = ("AttentionSpec", "pattern", "heads", "attention")
+    return Call(call, arrays({**given, **spec, "threads": 1}), exact, names=names)
 
 
 @drawing("kernels.list_attention_fwd", "kernels.list_attention_bwd", "kernels.list_transpose")
@@ -149,13 +165,14 @@ def list_attention(draw: Draw) -> Call:
     q, keys = given["q"], given["k"].shape[2]
     indices = draw.lists(*q.shape[:3], slots=draw.number(0, 3), keys=keys)
     if kind == "transpose":
-        return made("list_transpose", draw, {"indices": indices, "keys": keys}, sized=("keys",))
+        return made("list_transpose", draw, {"indices": indices, "keys": keys}, oracles.list_transpose, sized=("keys",))
     given["indices"] = indices
     if kind == "bwd":
         starts, rows = kernels.list_transpose(indices.numpy(), keys)
         given |= {n: draw.floats(*q.shape, dtype=q.dtype) for n in ("dout", "out")}
         given |= {"lse": draw.floats(*q.shape[:3], dtype=q.dtype) + 9, "starts": starts, "rows": rows}
-    return made(f"list_attention_{kind}", draw, given, names=("list_attention", "heads"))
+    exact = oracles.list_fwd if kind == "fwd" else oracles.list_bwd
+    return made(f"list_attention_{kind}", draw, given, exact, names=("list_attention", "heads"))
 
 
 @drawing("kernels.pq_encode", "kernels.pq_loss", "kernels.pq_stats", "kernels.adc_table")
@@ -170,19 +187,22 @@ def quantiser(draw: Draw) -> Call:
     z = draw.floats(draw.number(0, 2), 2, draw.size(), M * d, dtype=dtype, strided=True)
     book = draw.floats(draw.one(1, 2), M, E, d, dtype=dtype)
     if kind == "table":
-        return made("adc_table", draw, {"q": z, "codebook": book})
+        return made("adc_table", draw, {"q": z, "codebook": book}, choices.adc_table, bitwise=True)
     if kind == "encode":
-        return made("pq_encode", draw, {"z": z, "codebook": book, "power": draw.one(1, 2)})
+        given = {"z": z, "codebook": book, "power": draw.one(1, 2)}
+        return made("pq_encode", draw, given, oracles.encode, bitwise=True)
     codes = kernels.pq_encode(z.numpy(), book.numpy())
     if kind == "loss":
         return made(
             "pq_loss",
             draw,
             {"z": z, "codebook": book, "codes": codes, "need_dz": draw.flag()},
+            oracles.quantiser_loss,
             names=("pq", "codebook"),
         )
     sizes = {"groups": len(book), "subspaces": M, "codewords": E, "width": d}
-    return made("pq_stats", draw, {"z": z, "codes": codes, **sizes}, names=("pq", "codes"))
+    given = {"z": z, "codes": codes, **sizes}
+    return made("pq_stats", draw, given, oracles.quantiser_stats, sized=("width",), names=("pq", "codes"))
 
 
 @drawing("kernels.topl_threshold", "kernels.topl_indices")
@@ -192,7 +212,15 @@ def topl(draw: Draw) -> Call:
     codes = kernels.pq_encode(z.numpy(), draw.floats(1, M, E, 2).numpy())
     given = {"key_codes": codes, "query_codes": codes, "subspaces": M, "codewords": E, "window": draw.one(0, 3)}
     if draw.flag():
-        return made("topl_threshold", draw, {**given, "budget": draw.one(1, 4)}, names=("codes", "tokens", "heads"))
+
+        def run(budget: int, **rest: Any) -> Any:
+            threshold, cut, kept = kernels.topl_threshold(budget=budget, **rest)
+            return kept, kernels.topl_indices(threshold=threshold, cut=cut, slots=budget, **rest)
+
+        given = {**arrays(given), "budget": draw.one(1, 4), "threads": 1}
+        exact = lambda threads, **rest: oracles.kept_keys(**{n: wide(x) for n, x in rest.items()})  # noqa: E731
+        free = () if E == 16 else ("key_codes", "query_codes")  # codes that no codeword has score something or other
+        return Call(run, given, exact, sized=("budget",), names=("topl", "codes", "tokens", "heads"), free=free)
     threshold, cut, _ = kernels.topl_threshold(codes, 3, query_codes=codes, subspaces=M, codewords=E)
     given |= {"threshold": threshold, "cut": cut, "slots": draw.one(0, 3)}
     return made("topl_indices", draw, given, sized=("slots",), names=("codes", "tokens", "heads"))
@@ -208,9 +236,8 @@ def block_score(draw: Draw) -> Call:
         "counts": (M - starts).clamp(max=block),
         "segments": torch.tensor([0, len(starts)]).int(),
     }
-    return made(
-        "block_score", draw, {**given, "most_blocks": len(starts)}, sized=("most_blocks",), names=("block", "segment")
-    )
+    given |= {"most_blocks": len(starts)}
+    return made("block_score", draw, given, oracles.block_score, sized=("most_blocks",), names=("block", "segment"))
 
 
 @drawing("kernels.lora_linear_fwd", "kernels.lora_linear_bwd")
@@ -219,9 +246,9 @@ def lora(draw: Draw) -> Call:
     given = {"x": draw.floats(T, C, dtype=dtype, strided=True), "weight": draw.floats(N, C, dtype=dtype, strided=True)}
     given |= {"lora_a": draw.floats(R, C, dtype=dtype), "lora_b": draw.floats(N, R, dtype=dtype), "scaling": 0.5}
     if draw.flag():
-        return made("lora_linear_fwd", draw, given)
+        return made("lora_linear_fwd", draw, given, oracles.lora_fwd)
     given |= {"dy": draw.floats(T, N, dtype=dtype), "s": draw.floats(T, R, dtype=dtype)}
-    return made("lora_linear_bwd", draw, given)
+    return made("lora_linear_bwd", draw, given, oracles.lora_bwd)
 
 
 @drawing("kernels.linear_cross_entropy", "kernels.cross_entropy_rows")
@@ -229,7 +256,7 @@ def cross_entropy(draw: Draw) -> Call:
     T, C, V, dtype = draw.size(), draw.size(1), draw.size(1), real(draw)
     given = {"hidden": draw.floats(T, C, dtype=dtype), "weight": draw.floats(V, C, dtype=dtype)}
     given |= {"labels": draw.integers(T, below=V), "segment": draw.one(2048, 3), "need_dhidden": True}
-    return made("linear_cross_entropy", draw, given, names=("label", "dtype"))
+    return made("linear_cross_entropy", draw, given, oracles.cross_entropy, names=("label", "dtype"))
 
 
 @drawing("kernels.grouped_expand", "kernels.grouped_reduce", "kernels.grouped_weight")
@@ -250,15 +277,26 @@ def grouped(draw: Draw) -> Call:
             "x": draw.floats(n, C if kind == "expand" else Nb, dtype=dtype),
             "weight": draw.floats(*sizes, dtype=dtype),
         }
-    return made(f"grouped_{kind}", draw, given, names=("grouped", "blocks"))
+    exact = functools.partial(oracles.grouped_product, kind)
+    return made(f"grouped_{kind}", draw, given, exact, names=("grouped", "blocks"))
 
 
 @drawing("kernels.kth_magnitude", "kernels.magnitude_histogram", "kernels.squared_norms")
 def magnitude(draw: Draw) -> Call:
     given: dict[str, Any] = {"tensors": [draw.floats(3, 5), draw.floats(draw.size(1))], "groups": [0, 1]}
     kind = draw.one("kth_magnitude", "magnitude_histogram", "squared_norms")
-    given |= {"wanted": torch.tensor([2, 1]), "exact": True} if kind == "kth_magnitude" else {"count": 2}
-    return made(kind, draw, given, names=("group", "magnitude", "tensors", "wanted"))
+    names = ("group", "magnitude", "tensors", "wanted")
+    if kind == "kth_magnitude":
+
+        def run(threads: int, **rest: Any) -> Any:
+            bits, _, kept, squares = kernels.kth_magnitude(**rest, threads=threads)
+            return bits, kept, squares
+
+        given = arrays({**given, "wanted": torch.tensor([2, 1]), "exact": True, "threads": 1})
+        exact = lambda threads, **rest: oracles.kth(**{n: wide(x) for n, x in rest.items()})  # noqa: E731
+        return Call(run, given, exact, names=names)
+    oracle = oracles.squares if kind == "squared_norms" else None
+    return made(kind, draw, {**given, "count": 2}, oracle, names=names)
 
 
 @drawing("kernels.perturb_", "kernels.es_update_")

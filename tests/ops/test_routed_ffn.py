@@ -355,6 +355,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: route_plan(torch.tensor([[1, 4]]), 4), "must increase from 0 to 3 at most"),
     (lambda: balance_loss(torch.zeros(1, 4), torch.tensor([[2, 2]])), "must increase from 0 to 3 at most"),
     (lambda: balance_loss(torch.zeros(2, 4), torch.tensor([[2, 3]])), "act is torch.int64"),
+    (lambda: balance_loss(torch.zeros(1, 4), torch.tensor([[2]], device="meta")), "must be on one device"),
     (lambda: route_plan(torch.zeros(3, 5, dtype=torch.int64), 4), "with active at most blocks"),
     (
         lambda: routed_ffn(LEAVES["x"], UP, DOWN, PLAN, activation="silu", mode="in"),

@@ -152,6 +152,12 @@ BAD: dict[str, Callable[[], Any]] = {
     "segment_mlp: seed is torch.int64 (2,); it must be int64 with 3 elements": lambda: BRANCH.segmented(
         dropout_p=0.1, seed=torch.zeros(2, dtype=torch.int64)
     ),
+    "segment_mlp: a projection has no weight; it must be a tensor [N,C]": lambda: segment_mlp(
+        BRANCH.x,
+        BRANCH.up,
+        replace(BRANCH.down, weight=None),  # type: ignore[arg-type]
+        activation="silu",
+    ),
     "segment_mlp: a projection has a residual; give it to segment_mlp as residual": lambda: segment_mlp(
         BRANCH.x, BRANCH.up, replace(BRANCH.down, residual=BRANCH.x), activation="silu"
     ),

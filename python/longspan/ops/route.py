@@ -141,6 +141,10 @@ def balance_loss(logits: Tensor, act: Tensor) -> Tensor:
         raise ValueError(
             f"balance_loss: act is {act.dtype} {tuple(act.shape)}; it must be int64 [{n}, 1 to {blocks}], as logits"
         )
+    if act.device != logits.device:
+        raise ValueError(
+            f"balance_loss: act is on {act.device} and logits on {logits.device}; they must be on one device"
+        )
     _check_act("balance_loss", act, blocks)
     if n == 0:
         return logits.sum()

@@ -50,6 +50,8 @@ def segment_mlp(
     if segment < 1:
         raise ValueError(f"segment_mlp: segment is {segment}; it must be at least 1")
     check_up("segment_mlp", up, packed)
+    if not all(isinstance(p.weight, Tensor) for p in (*up, down)):
+        raise ValueError("segment_mlp: a projection has no weight; it must be a tensor [N,C]")
     if any(p.residual is not None for p in (*up, down)):
         raise ValueError("segment_mlp: a projection has a residual; give it to segment_mlp as residual")
     if residual is not None and (residual.shape[:-1] != x.shape[:-1] or residual.shape[-1] != down.weight.shape[0]):
