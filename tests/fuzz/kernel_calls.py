@@ -38,9 +38,9 @@ def wide(x: Any) -> Any:
     return torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x
 
 
-def made(name: str, draw: Draw, given: dict[str, Any], exact: Any = None, **rest: Any) -> Call:
-    """A call on one or two threads; exact takes tensors."""
-    entry, given = getattr(kernels, name), arrays({**given, "threads": draw.one(1, 2)})
+def made(name: str, draw: Draw, given: dict[str, Any], exact: Any = None, run: Any = None, **rest: Any) -> Call:
+    """A call on one or two threads; exact takes tensors. run: what to call instead of the kernel `name` alone."""
+    entry, given = run or getattr(kernels, name), arrays({**given, "threads": draw.one(1, 2)})
 
     def oracle(threads: int, **named: Any) -> Any:
         return exact(**{n: wide(x) for n, x in named.items()})
@@ -217,10 +217,10 @@ def topl(draw: Draw) -> Call:
             threshold, cut, kept = kernels.topl_threshold(budget=budget, **rest)
             return kept, kernels.topl_indices(threshold=threshold, cut=cut, slots=budget, **rest)
 
-        given = {**arrays(given), "budget": draw.one(1, 4), "threads": 1}
-        exact = lambda threads, **rest: oracles.kept_keys(**{n: wide(x) for n, x in rest.items()})  # noqa: E731
+        given |= {"budget": draw.one(1, 4)}
         free = () if E == 16 else ("key_codes", "query_codes")  # codes that no codeword has score something or other
-        return Call(run, given, exact, sized=("budget",), names=("topl", "codes", "tokens", "heads"), free=free)
+        names = ("topl", "codes", "tokens", "heads")
+        return made("topl_threshold", draw, given, oracles.kept_keys, run, sized=("budget",), names=names, free=free)
     threshold, cut, _ = kernels.topl_threshold(codes, 3, query_codes=codes, subspaces=M, codewords=E)
     given |= {"threshold": threshold, "cut": cut, "slots": draw.one(0, 3)}
     return made("topl_indices", draw, given, sized=("slots",), names=("codes", "tokens", "heads"))
@@ -292,9 +292,8 @@ def magnitude(draw: Draw) -> Call:
             bits, _, kept, squares = kernels.kth_magnitude(**rest, threads=threads)
             return bits, kept, squares
 
-        given = arrays({**given, "wanted": torch.tensor([2, 1]), "exact": True, "threads": 1})
-        exact = lambda threads, **rest: oracles.kth(**{n: wide(x) for n, x in rest.items()})  # noqa: E731
-        return Call(run, given, exact, names=names)
+        given |= {"wanted": torch.tensor([2, 1]), "exact": True}
+        return made(kind, draw, given, oracles.kth, run, names=names)
     oracle = oracles.squares if kind == "squared_norms" else None
     return made(kind, draw, {**given, "count": 2}, oracle, names=names)
 

@@ -140,9 +140,9 @@ def encode(z: Tensor, codebook: Tensor, power: int) -> Tensor:
 
 
 def quantiser_loss(z: Tensor, codebook: Tensor, codes: Tensor, need_dz: bool) -> tuple[Any, ...]:
-    given = [x.clone().requires_grad_() for x in (codebook, z)]
     if not z.numel():  # the mean of nothing
         return torch.zeros(1), torch.zeros_like(codebook), torch.zeros_like(z) if need_dz else None
+    given = [x.clone().requires_grad_() for x in (codebook, z)]
     total = pq.pq_loss(given[1], given[0], unpack_codes(codes, codebook.shape[1], codebook.shape[2]))
     dcodebook, dz = torch.autograd.grad(total, given)
     return total.detach()[None], dcodebook, dz if need_dz else None
@@ -166,7 +166,9 @@ def kept_keys(
     found = topl.scores(selection)
     _, H, T, S = found.shape
     reach = attention.visible(AttentionPattern.full(), H, T, S).expand(found.shape)
-    near = attention.visible(AttentionPattern.window(window), H, T, S).expand(found.shape) if window else ~reach & reach
+    near = torch.zeros_like(reach)
+    if window:
+        near = attention.visible(AttentionPattern.window(window), H, T, S).expand(found.shape)
     kept = topl.topl_threshold(found, reach, near, budget)
     return kept.sum(-1), topl.topl_indices(kept, budget)
 
