@@ -152,12 +152,6 @@ BAD: dict[str, Callable[[], Any]] = {
     "segment_mlp: seed is torch.int64 (2,); it must be int64 with 3 elements": lambda: BRANCH.segmented(
         dropout_p=0.1, seed=torch.zeros(2, dtype=torch.int64)
     ),
-    "segment_mlp: a projection has no weight; it must be a tensor [N,C]": lambda: segment_mlp(
-        BRANCH.x,
-        BRANCH.up,
-        replace(BRANCH.down, weight=None),  # type: ignore[arg-type]
-        activation="silu",
-    ),
     "segment_mlp: a projection has a residual; give it to segment_mlp as residual": lambda: segment_mlp(
         BRANCH.x, BRANCH.up, replace(BRANCH.down, residual=BRANCH.x), activation="silu"
     ),
@@ -169,3 +163,11 @@ def test_bad_input(message: str) -> None:
     with pytest.raises(ValueError) as error:
         BAD[message]()
     assert str(error.value) == message
+
+
+def test_a_projection_without_weight() -> None:
+    bare = replace(BRANCH.down, weight=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^segment_mlp: the projection down must be a Projection with a weight$"):
+        segment_mlp(BRANCH.x, BRANCH.up, bare, activation="silu")
+    with pytest.raises(TypeError, match=r"^segment_mlp: each projection up must be a Projection with a weight$"):
+        segment_mlp(BRANCH.x, [BRANCH.up[0], bare], BRANCH.down, activation="silu")

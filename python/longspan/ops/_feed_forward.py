@@ -11,10 +11,11 @@ from longspan.ops.glu import glu
 from longspan.ops.lora import Projection
 
 
-def check_up(name: str, up: Sequence[Projection], packed: bool) -> None:
-    """Raises ValueError unless there are gate and up, both in one (packed), or a plain one."""
-    if any(not isinstance(p, Projection) or not isinstance(p.weight, Tensor) for p in up):
-        raise TypeError(f"{name}: each projection up must be a Projection with a weight")
+def check_branch(name: str, up: Sequence[Projection], down: Projection, packed: bool) -> None:
+    """Raises ValueError unless there are gate and up, both in one (packed), or a plain one; TypeError for no weight."""
+    for place, projections in (("each projection up", up), ("the projection down", (down,))):
+        if any(not isinstance(p, Projection) or not isinstance(p.weight, Tensor) for p in projections):
+            raise TypeError(f"{name}: {place} must be a Projection with a weight")
     if len(up) not in (1, 2) or (packed and len(up) != 1):
         raise ValueError(f"{name}: {len(up)} projections up with packed={packed}; allowed: 2, or 1")
 

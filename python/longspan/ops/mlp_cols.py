@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from longspan.ops._define import op
-from longspan.ops._feed_forward import check_up, hidden_of
+from longspan.ops._feed_forward import check_branch, hidden_of
 from longspan.ops.glu import ACTIVATIONS, activation
 from longspan.ops.lora import Projection, norm_lora_linear
 from longspan.ops.norm import Norm
@@ -45,7 +45,7 @@ def mlp_cols(
         raise ValueError(f"mlp_cols: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if not 0 < share <= 1:
         raise ValueError(f"mlp_cols: share is {share}; it must be above 0 and at most 1")
-    check_up("mlp_cols", up, packed)
+    check_branch("mlp_cols", up, down, packed)
     widths = {p.weight.shape[0] // (1 + packed) for p in up}
     if len(widths) > 1 or down.weight.dim() != 2 or down.weight.shape[1] not in widths:
         raise ValueError(

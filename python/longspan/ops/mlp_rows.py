@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longspan.ops._feed_forward import check_up, hidden_of
+from longspan.ops._feed_forward import check_branch, hidden_of
 from longspan.ops.kept_rows import KeptRows
 from longspan.ops.lora import Projection, norm_lora_linear
 from longspan.ops.norm import Norm
@@ -61,6 +61,6 @@ def mlp_rows(
 def _branch(
     x: Tensor, up: Sequence[Projection], down: Projection, norm: Norm | None, activation: str, packed: bool
 ) -> Tensor:
-    check_up("mlp_rows", up, packed)
+    check_branch("mlp_rows", up, down, packed)
     hidden = hidden_of(norm_lora_linear(x, up, norm), activation, packed)
     return norm_lora_linear(hidden, [replace(down, residual=x)])[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from longspan.ops._define import op
-from longspan.ops._feed_forward import check_up, hidden_of
+from longspan.ops._feed_forward import check_branch, hidden_of
 from longspan.ops._rows import as_rows
 from longspan.ops.grouped import BlockSets, grouped_expand, grouped_reduce, grouped_weight
 from longspan.ops.lora import Projection
@@ -47,7 +47,7 @@ def routed_ffn(
 
     Raises ValueError for what does not fit. Source: SPT (arXiv 2312.10365); mode out and the plan are ours.
     """
-    check_up("routed_ffn", up, False)
+    check_branch("routed_ffn", up, down, False)
     if mode not in GATES:
         raise ValueError(f"routed_ffn: mode is {mode!r}; allowed: {', '.join(GATES)}")
     if any(p.residual is not None for p in (*up, down)):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from longspan.ops._feed_forward import check_up, hidden_of
+from longspan.ops._feed_forward import check_branch, hidden_of
 from longspan.ops._rows import as_rows
 from longspan.ops.glu import ACTIVATIONS
 from longspan.ops.lora import Projection, norm_lora_linear
@@ -49,9 +49,7 @@ def segment_mlp(
         raise ValueError(f"segment_mlp: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if segment < 1:
         raise ValueError(f"segment_mlp: segment is {segment}; it must be at least 1")
-    check_up("segment_mlp", up, packed)
-    if not all(isinstance(p.weight, Tensor) for p in (*up, down)):
-        raise ValueError("segment_mlp: a projection has no weight; it must be a tensor [N,C]")
+    check_branch("segment_mlp", up, down, packed)
     if any(p.residual is not None for p in (*up, down)):
         raise ValueError("segment_mlp: a projection has a residual; give it to segment_mlp as residual")
     if residual is not None and (residual.shape[:-1] != x.shape[:-1] or residual.shape[-1] != down.weight.shape[0]):
